@@ -34,8 +34,9 @@ def read_table(path: str | Path, required: Sequence[str] = (), *, patient_id: st
         raise InputError(f"cannot be read as TSV ({error})", file=path, expected="a UTF-8, tab-separated table with a header") from error
     for column in [*required, *([patient_id] if patient_id else [])]:
         if column not in table.columns:
-            seen = ", ".join(map(str, table.columns[:8])) + (" …" if len(table.columns) > 8 else "")
-            raise InputError(f"lacks the column {column!r}", file=path, found=seen, expected=repr(column), remedy=nearest(column, table.columns))
+            seen = ", ".join([*map(str, table.columns[:8]), *["…"][: len(table.columns) > 8]])
+            remedy = nearest(column, table.columns)
+            raise InputError(f"lacks the column {column!r}", file=path, found=seen, expected=repr(column), remedy=remedy)
     if patient_id:
         table = table.rename(columns={patient_id: "patient_id"})
         check_patients(table, path, column=patient_id, unique=unique)
@@ -78,7 +79,7 @@ def numeric(table: pd.DataFrame, columns: str | Sequence[str], path: str | Path,
             column=names[column],
             found="an empty cell" if pd.isna(found) else found,
             expected="a finite number" + (" or an empty cell" if allow_missing else ""),
-            remedy="Correct the cell, or leave it empty where the value is unknown." if allow_missing else "Fill in the value or remove the row.",
+            remedy="Correct the cell, or leave it empty." if allow_missing else "Fill in the value or remove the row.",
         )
     return values
 
