@@ -46,7 +46,7 @@ class InputError(ValueError):
         return " ".join(text.split())
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
-        return _rebuild, (self.problem, {k: v for k, v in vars(self).items() if k != "problem"})
+        return _rebuild, (self.problem, {k: v for k, v in vars(self).items() if k != "problem" and not k.startswith("_")})
 
 
 def _rebuild(problem: str, parts: dict[str, object]) -> InputError:

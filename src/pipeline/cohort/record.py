@@ -70,7 +70,7 @@ class Patient:
         """[B] bool: who has the modality."""
         if modality in self.present:
             return self.present[modality]
-        return torch.zeros(self.size, dtype=torch.bool, device=next(iter(self.present.values())).device)
+        return torch.zeros(self.size, dtype=torch.bool, device=self._device)
 
     def without(self, modality: str, rows: Tensor | None = None) -> Patient:
         """A copy in which the patients of `rows` ([B] bool; None = all) lack `modality`: zeros, masked, not present."""
@@ -90,6 +90,23 @@ class Patient:
         if modality in present:
             present[modality] = present[modality] & keep
         return replace(self, bags=bags, vectors=vectors, groups=groups, present=present)
+
+    def bag_or_zeros(self, modality: str, width: int) -> Bag:
+        """The bag of `modality`; if no patient of the batch has it, one masked row of zeros [B, 1, width]."""
+        if modality in self.bags:
+            return self.bags[modality]
+        return Bag(self._zeros(1, width), torch.zeros(self.size, 1, dtype=torch.bool, device=self._device))
+
+    def groups_or_zeros(self, grouping: str, width: int) -> Tensor:
+        """The features of `grouping` [B, Σ n_g]; zeros [B, width] if no patient of the batch has them."""
+        return self.groups[grouping] if grouping in self.groups else self._zeros(width)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.present.values())).device
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(self.size, *shape, device=self._device)
 
     def to(self, device: torch.device | str) -> Patient:
         return Patient(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from pipeline.cohort.record import Patient
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,34 @@ class Inputs:
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bins: int = 4
 
+    def bag(self, modality: str, reader: str) -> int:
+        """Feature width of a bag; `InputError` naming the model `reader` when the cohort has no such bag."""
+        return _offered(self.bags, modality, "a bag of instances", reader, "Give the cohort slides, or choose another model.")
+
+    def vector(self, modality: str, reader: str) -> int:
+        """Length of a vector; `InputError` naming the model `reader` when the cohort has no such table."""
+        return _offered(self.vectors, modality, "a vector a patient", reader, "Give the cohort this table, or choose another model.")
+
+    def grouping(self, name: str, reader: str) -> tuple[int, ...]:
+        """Group sizes; `InputError` naming the model `reader` when the cohort does not group its genes so."""
+        remedy = "List a gene-set file under the cohort's omics.groups, or set the model's `groups` to a grouping it has."
+        return _offered(self.groups, name, "a grouping of the omics features", reader, remedy)
+
+
+def _offered(offers: Mapping[str, T], name: str, kind: str, reader: str, remedy: str) -> T:
+    if name in offers:
+        return offers[name]
+    found = ", ".join(offers) or "none"
+    raise InputError(f"{reader} reads {name!r}, {kind}, which the cohort does not offer", found=found, expected=repr(name), remedy=remedy)
+
+
+def choice(option: str, value: str, known: Mapping[str, T]) -> T:
+    """``known[value]``; raises `InputError` naming the option, with the nearest known value, when there is none."""
+    if value in known:
+        return known[value]
+    expected = "one of " + ", ".join(known)
+    raise InputError(f"unknown value of the model option {option!r}", found=value, expected=expected, remedy=nearest(value, known))
+
 
 @dataclass(frozen=True)
 class Output:
@@ -40,11 +70,11 @@ class Output:
 class SurvivalModel(nn.Module):
     """Base of all models: ``forward(patient) -> Output``.
 
-    `modalities` lists what the model reads; `requires` what every patient must have for a prediction (a subset).
-    A patient must have at least one of `modalities` in any case.
+    `modalities` lists what the model reads; `requires` what every patient must have for a prediction (a subset). Options may
+    change both, so a constructor sets them on the instance. A patient must have at least one of `modalities` in any case.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ()
+    modalities: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
 
     def refusal(self, present: Collection[str]) -> str | None:
@@ -58,8 +88,9 @@ class SurvivalModel(nn.Module):
 
     def check(self, patient: Patient) -> None:
         """Raise `InputError` if any patient of the batch cannot be predicted."""
+        flags = {name: present.tolist() for name, present in patient.present.items()}  # one transfer a modality, not one a patient
         for row in range(patient.size):
-            reason = self.refusal(patient.modalities(row))
+            reason = self.refusal({name for name, present in flags.items() if present[row]})
             if reason:
                 raise InputError(
                     f"{type(self).__name__} cannot predict patient {row} of the batch: {reason}",

@@ -1,0 +1,44 @@
+"""Which column names smell of an outcome or a split: no such column may become a feature (specs: SNN, label leaks).
+
+The public loaders of this field choose features by column position and so train on `train`, `censorship` or the
+survival time itself; here a column is refused by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+# One of these words is enough …
+_OUTCOME = re.compile(
+    r"events?|vital|surviv\w*|censor\w*|death|dead|deceased|died|alive|recurrence|relapse|progression"
+    r"|os|dss|pfi|pfs|dfi|dfs|rfs|labels?|outcome|train|splits?"
+)
+# … these are harmless in company (`smoking_status`, `time_to_surgery`) and suspect alone or among themselves (`time_months`).
+_AMBIGUOUS = re.compile(r"times?|status|months?|days?|years?|to|last|follow|up|followup|information|test|val|folds?")
+
+
+def label_like(column: str) -> bool:
+    """Whether a column name says outcome or split.
+
+    >>> [label_like(c) for c in ("OS.time", "survival_months", "time", "train", "smoking_status", "TIMELESS", "OS9")]
+    [True, True, True, True, False, False, False]
+    """
+    words = [word for word in re.split(r"[^a-z0-9]+", column.lower()) if word and not word.isdigit()]
+    return any(map(_OUTCOME.fullmatch, words)) or (bool(words) and all(map(_AMBIGUOUS.fullmatch, words)))
+
+
+def refuse_labels(columns: Iterable[str], file: str | Path) -> None:
+    """Raise `InputError` at the first column of `file` that would carry an outcome or a split into the features."""
+    for column in columns:
+        if label_like(column):
+            raise InputError(
+                "looks like an outcome or a split and is refused as a feature",
+                file=file,
+                column=column,
+                expected="features only",
+                remedy="Remove the column from the table or list the feature columns; if it truly is a feature, rename it.",
+            )

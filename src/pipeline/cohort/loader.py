@@ -1,0 +1,115 @@
+"""A fold's patients in memory: features are read once, batches are cut from what is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.cohort.record import Bag, Patient
+from pipeline.omics.scaling import Scaler
+
+RESIDENT_BYTES = 6 << 30  # above it the features stay on disk and are mapped
+
+
+@dataclass
+class BagStore:
+    """Patch features by patient: one float16 [N, d] array a slide, a patient's slides in the order of the cohort's table.
+
+    `scaler` is applied when a bag is cut (None = as stored).
+    """
+
+    width: int
+    slides: Mapping[str, Sequence[np.ndarray]]
+    scaler: Scaler | None = None
+
+    @classmethod
+    def open(cls, files: Mapping[str, Sequence[str | Path]], width: int) -> BagStore:
+        """Open every patient's feature files; held in memory while all of them fit, mapped from disk otherwise."""
+        from pipeline.slides.features import map_features
+
+        mapped = {patient: [map_features(path) for path in paths] for patient, paths in files.items()}
+        if sum(x.nbytes for arrays in mapped.values() for x in arrays) <= RESIDENT_BYTES:
+            mapped = {patient: [np.array(x) for x in arrays] for patient, arrays in mapped.items()}
+        return cls(width, mapped)
+
+    def fit_scaling(self, patients: Sequence[str]) -> None:
+        """Mean and standard deviation [d] over all patches of `patients` (the training fold); constant features divide by 1."""
+        count, total, square = 0, np.zeros(self.width), np.zeros(self.width)
+        for patient in patients:
+            for features in self.slides.get(patient, ()):
+                x = np.asarray(features, dtype=np.float64)
+                count, total, square = count + len(x), total + x.sum(0), square + (x * x).sum(0)
+        mean = total / max(count, 1)
+        deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0.0))
+        spread = np.where(deviation > 1e-6, deviation, 1.0)
+        self.scaler = Scaler("zscore_gene", mean.astype(np.float32), spread.astype(np.float32), np.zeros(self.width, np.float32))
+
+    def length(self, patient: str) -> int:
+        """Number of patches of the patient (0: no slide)."""
+        return sum(len(x) for x in self.slides.get(patient, ()))
+
+    def bag(self, patient: str, limit: int | None = None, rng: np.random.Generator | None = None) -> np.ndarray:
+        """float32 [N, d]; with `limit` a sample of at most that many patches, without replacement, in slide order."""
+        x = np.concatenate(list(self.slides[patient]))
+        if limit is not None and rng is not None and len(x) > limit:
+            x = x[np.sort(rng.choice(len(x), limit, replace=False))]
+        return x.astype(np.float32) if self.scaler is None else self.scaler.transform(x)
+
+
+@dataclass
+class CohortData:
+    """Everything a model reads, already scaled, by patient.
+
+    vectors: modality → (patient → row, float32 [P, d]); groups: grouping → column numbers of the ``omics`` vector, group after
+    group; bags: modality → `BagStore`. A patient lacks a modality in whose mapping he is absent.
+    """
+
+    vectors: Mapping[str, tuple[Mapping[str, int], np.ndarray]] = field(default_factory=dict)
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    bags: Mapping[str, BagStore] = field(default_factory=dict)
+
+    def modalities(self, patient: str) -> set[str]:
+        """What the patient has."""
+        vectors = {m for m, (rows, _) in self.vectors.items() if patient in rows}
+        return vectors | {m for m, store in self.bags.items() if store.length(patient)}
+
+    def batch(self, patients: Sequence[str], limit: int | None = None, rng: np.random.Generator | None = None) -> Patient:
+        """The padded record of `patients`, in that order; `limit` and `rng` sample patches (training only)."""
+        bags, vectors, groups, present = {}, {}, {}, {}
+        for modality, store in self.bags.items():
+            arrays = [store.bag(p, limit, rng) if store.length(p) else np.zeros((0, store.width), np.float32) for p in patients]
+            longest = max(1, max(len(x) for x in arrays))
+            features = torch.zeros(len(patients), longest, store.width)
+            mask = torch.zeros(len(patients), longest, dtype=torch.bool)
+            for row, x in enumerate(arrays):
+                features[row, : len(x)] = torch.from_numpy(x)
+                mask[row, : len(x)] = True
+            bags[modality] = Bag(features, mask)
+            present[modality] = mask.any(1)
+        for modality, (rows, values) in self.vectors.items():
+            at = np.array([rows.get(p, -1) for p in patients])
+            block = np.where(at[:, None] >= 0, values[at], np.float32(0))
+            vectors[modality] = torch.from_numpy(block)
+            present[modality] = torch.from_numpy(at >= 0)
+            if modality == "omics":
+                groups = {name: torch.from_numpy(block[:, columns]) for name, columns in self.groups.items()}
+        return Patient(bags, vectors, groups, present)
+
+    def passes(self, patients: Sequence[str], batch: int, most: int, sampled: int | None = None) -> Iterator[list[str]]:
+        """Cut `patients`, in order, into runs of at most `batch` whose padded bags hold at most `most` patches."""
+        run: list[str] = []
+        longest = 0
+        for patient in patients:
+            length = max((store.length(patient) for store in self.bags.values()), default=0)
+            length = min(length, sampled) if sampled else length
+            if run and (len(run) == batch or max(longest, length) * (len(run) + 1) > most):
+                yield run
+                run, longest = [], 0
+            run.append(patient)
+            longest = max(longest, length)
+        if run:
+            yield run

@@ -1,0 +1,108 @@
+"""Configuration files: reading, schemas with defaults, and one message for a wrong key that names the nearest right one."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import InputError, nearest
+
+ROOT = Path(os.environ.get("SLIDE2SURV_CONFIG", Path(__file__).resolve().parents[2] / "config"))
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
+SHARED = ("slides", "omics", "splits", "training", "evaluation")  # blocks a cohort may override key by key
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; raises `InputError` with the line where the syntax is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("no such file", file=path, expected="a YAML file")
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = {"row": mark.line + 1} if mark else {}
+        raise InputError(f"not valid YAML ({getattr(error, 'problem', error)})", file=path, **where) from error
+    if not isinstance(document, dict):
+        raise InputError("holds no mapping", file=path, found=type(document).__name__, expected="key: value pairs")
+    return document
+
+
+@cache
+def schema(name: str) -> dict[str, Any]:
+    """The JSON schema ``config/schemas/<name>.schema.yaml``; `config` shares the blocks of `SHARED` with `cohort`."""
+    document = read_yaml(ROOT / "schemas" / f"{name}.schema.yaml")
+    if name == "config":
+        document["properties"] |= {block: schema("cohort")["properties"][block] for block in SHARED}
+    return document
+
+
+def validate(document: Mapping[str, Any], name: str, file: str | Path, *, fill: bool = True) -> dict[str, Any]:
+    """A copy of `document` with the schema's defaults filled in (not `fill`: as it is).
+
+    Raises `InputError` at the first violation: the file, the key as a dotted path, what was found, what is allowed and, for
+    a key or word that is not known, the nearest one that is.
+    """
+    from jsonschema import Draft202012Validator  # 0.15 s, needed only where configuration is read
+
+    document = fill_defaults(_quoted_null(document), schema(name) if fill else {})
+    errors = sorted(Draft202012Validator(schema(name)).iter_errors(document), key=lambda e: [str(p) for p in e.absolute_path])
+    if errors:
+        raise _explain(errors[0], file)
+    return document
+
+
+def _quoted_null(value: Any) -> Any:
+    """YAML reads an unquoted key ``null`` as nothing; `demo.null` is a key people write without quotes."""
+    if isinstance(value, Mapping):
+        return {"null" if k is None else k: _quoted_null(v) for k, v in value.items()}
+    return [_quoted_null(v) for v in value] if isinstance(value, list) else value
+
+
+def fill_defaults(value: Any, rule: Mapping[str, Any]) -> Any:
+    """A deep copy of `value` in which absent keys take the `default` of their schema, at every depth."""
+    if not isinstance(value, Mapping):
+        return copy.deepcopy(value)
+    filled = {k: fill_defaults(v, rule.get("properties", {}).get(k, {})) for k, v in value.items()}
+    for key, part in rule.get("properties", {}).items():
+        if key not in filled and "default" in part:
+            filled[key] = fill_defaults(part["default"], part)
+    return filled
+
+
+def _explain(error: Any, file: str | Path) -> InputError:
+    path = ".".join(str(p) for p in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        key = next(k for k in error.instance if k not in known)
+        full = f"{path}.{key}" if path else key
+        return InputError(f"unknown key {full!r}", file=file, expected="one of " + ", ".join(known), remedy=nearest(key, known))
+    if error.validator == "required":
+        key = next(k for k in error.validator_value if k not in error.instance)
+        return InputError(f"the key {(path + '.' if path else '') + key!r} is missing", file=file, expected=f"{key}: …")
+    if error.validator == "enum":
+        allowed = [str(v) for v in error.validator_value]
+        remedy = nearest(str(error.instance), allowed)
+        return InputError(
+            f"{path!r} has an unknown value", file=file, found=error.instance, expected="one of " + ", ".join(allowed), remedy=remedy
+        )
+    expected = {"type": f"a value of type {error.validator_value}"}.get(error.validator, f"{error.validator} {error.validator_value}")
+    return InputError(f"{path!r} has an unusable value", file=file, found=error.instance, expected=expected)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` on top, mappings merged at every depth, everything else replaced."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
+    return merged

@@ -1,0 +1,180 @@
+"""Reading one evaluated fold: predictions, history, settings, and who should have been predicted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from pipeline.errors import InputError
+from pipeline.tables import FIRST_ROW, numeric, read_table
+
+NO_REASON = "no reason given"
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """time [n] (months) and event [n] (bool), in the order of patient_id [n]."""
+
+    patient_id: np.ndarray
+    time: np.ndarray
+    event: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is known of one fold of one model.
+
+    test: follow-up of the predicted test patients, sorted by id; risk [n]; survival [n, T] at `edges` [T] (months).
+    train: follow-up of the training fold, the reference for censoring.
+    unpredicted: patient → reason, for every test patient without a prediction (all of them where the fold failed).
+    history: epoch, train_loss, inner_c_index, test_c_index (empty where the model has none).
+    """
+
+    number: int
+    folder: Path
+    failure: str | None
+    test: FollowUp
+    risk: np.ndarray
+    survival: np.ndarray
+    edges: np.ndarray
+    train: FollowUp
+    unpredicted: Mapping[str, str]
+    history: pd.DataFrame = field(repr=False)
+    modalities: tuple[str, ...]
+    selection: str
+    params: float
+    train_seconds: float
+
+
+def read_follow_up(patients: str | Path) -> pd.DataFrame:
+    """``cohort/patients.tsv`` indexed by patient_id, sorted, with float `time` (months) and bool `event`."""
+    table = read_table(patients, ["time", "event"], patient_id="patient_id")
+    table[["time", "event"]] = numeric(table, ["time", "event"], patients, allow_missing=False)
+    table["event"] = table["event"].astype(bool)
+    return table.set_index("patient_id").sort_index()
+
+
+def read_folds(folders: list[Path], patients: str | Path, splits: str | Path) -> list[Fold]:
+    """The folds of one model, by number; raises `InputError` when a file is absent, contradicts the cohort or a fold repeats."""
+    follow_up = read_follow_up(patients)
+    sets = read_table(splits, ["fold", "set"], patient_id="patient_id", unique=False)
+    sets["fold"] = numeric(sets, "fold", splits, allow_missing=False).astype(int)
+    folds = [_read_fold(Path(folder), follow_up, sets, splits) for folder in folders]
+    if len({fold.number for fold in folds}) < len(folds):
+        raise InputError("a fold is named twice", found=", ".join(sorted(map(str, folders))), expected="one folder a fold")
+    return sorted(folds, key=lambda fold: fold.number)
+
+
+def _read_fold(folder: Path, follow_up: pd.DataFrame, sets: pd.DataFrame, splits: str | Path) -> Fold:
+    number = _number(folder)
+    members = {name: np.array(sorted(sets.patient_id[(sets.fold == number) & (sets.set == name)])) for name in ("train", "test")}
+    if not len(members["test"]):
+        raise InputError(f"fold {number} has no test patients", file=splits, expected=f"rows with fold {number} and set 'test'")
+    for ids in members.values():
+        strangers = sorted(set(ids) - set(follow_up.index))
+        if strangers:
+            raise InputError(
+                "patient of a fold has no follow-up", file=splits, column="patient_id", found=strangers[0], expected="a row in patients.tsv"
+            )
+    settings = _read_settings(folder / "model.yaml")
+    failure = settings.get("failure") or None
+    table = _no_predictions() if failure else _read_predictions(folder / "predictions.tsv", follow_up, set(members["test"]))
+    wrong = int((~np.isfinite(table.drop(columns="patient_id").to_numpy(float))).any(1).sum())
+    if wrong:
+        failure, table = f"the predictions of {wrong} of {len(table)} patients are not finite numbers", _no_predictions()
+    reasons = settings.get("unpredicted") or {}
+    default = f"fold {number} failed" if failure else NO_REASON
+    unpredicted = {str(p): str(reasons.get(p, default)) for p in members["test"] if p not in set(table.patient_id)}
+    columns = [c for c in table if c.startswith("surv_")]
+    return Fold(
+        number=number,
+        folder=folder,
+        failure=str(failure) if failure else None,
+        test=_follow_up(follow_up, table.patient_id.to_numpy(str)),
+        risk=table.risk.to_numpy(float),
+        survival=table[columns].to_numpy(float),
+        edges=np.array([float(c.removeprefix("surv_")) for c in columns]),
+        train=_follow_up(follow_up, members["train"]),
+        unpredicted=unpredicted,
+        history=_read_history(folder / "history.tsv"),
+        modalities=tuple(settings.get("modalities") or ()),
+        selection=str(settings.get("selection") or "last"),
+        params=float(settings.get("params") if settings.get("params") is not None else np.nan),
+        train_seconds=float(settings.get("train_seconds") if settings.get("train_seconds") is not None else np.nan),
+    )
+
+
+def _follow_up(table: pd.DataFrame, ids: np.ndarray) -> FollowUp:
+    rows = table.loc[ids]
+    return FollowUp(ids, rows.time.to_numpy(float), rows.event.to_numpy(bool))
+
+
+def _number(folder: Path) -> int:
+    match = re.fullmatch(r"fold(\d+)", folder.name)
+    if not match:
+        raise InputError("not a fold's folder", file=folder, found=folder.name, expected="fold0, fold1, …")
+    return int(match[1])
+
+
+def _read_settings(path: Path) -> dict:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot be read as YAML ({error})", file=path, remedy="Remove the fold's folder and train it again.") from error
+    if not isinstance(settings, dict):
+        raise InputError(
+            "is not a mapping", file=path, found=type(settings).__name__, remedy="Remove the fold's folder and train it again."
+        )
+    return settings
+
+
+def _no_predictions() -> pd.DataFrame:
+    return pd.DataFrame({"patient_id": [], "time": [], "event": [], "risk": []})
+
+
+def _read_predictions(path: Path, follow_up: pd.DataFrame, test: set[str]) -> pd.DataFrame:
+    """Predictions sorted by patient_id; empty or infinite figures become NaN (the caller fails the fold), others raise `InputError`."""
+    table = read_table(path, ["time", "event", "risk"], patient_id="patient_id")
+    names = ["time", "event", "risk", *(c for c in table if c.startswith("surv_") and np.isfinite(_edge(c, path)))]
+    cells = table[names].mask(table[names].isin(["inf", "-inf", "Inf", "-Inf"]))
+    table = pd.concat([table[["patient_id"]], numeric(cells, names, path)], axis=1)
+    for row, record in enumerate(table.itertuples(index=False), start=FIRST_ROW):
+        if record.patient_id not in test:
+            raise InputError(
+                "patient is not in the test set of this fold", file=path, row=row, column="patient_id", found=record.patient_id
+            )
+        for column in ("time", "event"):
+            known = float(follow_up.at[record.patient_id, column])
+            if not np.isclose(getattr(record, column), known, rtol=1e-6, atol=1e-6):
+                found, expected = getattr(record, column), f"{known:g} as in patients.tsv"
+                raise InputError(
+                    "follow-up changed since training",
+                    file=path,
+                    row=row,
+                    column=column,
+                    found=found,
+                    expected=expected,
+                    remedy="Train the fold again.",
+                )
+    return table.sort_values("patient_id", ignore_index=True)
+
+
+def _edge(column: str, path: Path) -> float:
+    try:
+        return float(column.removeprefix("surv_"))
+    except ValueError as error:
+        raise InputError("column name holds no time", file=path, column=column, expected="surv_<months>") from error
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    columns = ["epoch", "train_loss", "inner_c_index", "test_c_index"]
+    if not path.is_file():
+        return pd.DataFrame(columns=columns, dtype=float)
+    table = read_table(path, columns)
+    return table[columns].apply(pd.to_numeric, errors="coerce").astype(float)  # a diverged epoch may hold "nan" or "inf"

@@ -1,0 +1,145 @@
+"""Owner of `omics.h5`: tables of expression, copy number and mutation, joined by patient id into one matrix."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline import tables
+from pipeline.cohort.labels import refuse_labels
+from pipeline.errors import InputError, nearest
+from pipeline.files import atomic
+
+log = logging.getLogger(__name__)
+
+KINDS = ("rnaseq", "cnv", "mut")
+SUFFIXES = tuple(f"_{kind}" for kind in KINDS)
+# Numeric columns that public gene tables carry beside the genes; none of them is a HGNC symbol.
+_NOT_GENES = re.compile(r"index|age|site|sex|gender|is_female|(case|slide|sample)_id|n_slides|cancer_type|oncotree_code|unnamed:.*|\s*")
+
+
+@dataclass(frozen=True)
+class OmicsMatrix:
+    """values [P, F] float32 (NaN = missing); patients P ids, sorted; features F names ``<gene>_<kind>`` in table order."""
+
+    values: np.ndarray
+    patients: tuple[str, ...]
+    features: tuple[str, ...]
+
+
+def build_matrix(specs: Sequence[Mapping[str, Any]], output: str | Path) -> OmicsMatrix:
+    """Join omics tables by patient id (outer join) and write `output`.
+
+    Each of `specs` has ``file`` and optionally ``patient_id`` (the id column), ``duplicates`` (``stop``, default, or ``first``:
+    keep a patient's first row and report the others), and either ``kind`` (``rnaseq``, ``cnv`` or ``mut``: every other column
+    is a gene, the suffix is appended) or ``suffixes`` (default ``_rnaseq _cnv _mut``: only columns that end so are read).
+    Columns are chosen by name and patients joined by id, never by position (the public loaders' leak). A patient that a table
+    lacks has NaN there; a patient without any value is left out. Raises `InputError` for every fault of `read_omics_table`,
+    for a feature that two tables give, and when no value is left.
+    """
+    if not specs:
+        raise InputError(
+            "no omics table is named", expected="at least one `file`", remedy="Name the tables in the cohort's configuration."
+        )
+    blocks = [(Path(spec["file"]), read_omics_table(**spec)) for spec in specs]
+    owner: dict[str, Path] = {}
+    for file, block in blocks:
+        for feature in block.features:
+            if feature in owner:
+                expected, remedy = "each feature in one table", "Remove one of the two tables or columns."
+                raise InputError(f"feature is already in {owner[feature]}", file=file, column=feature, expected=expected, remedy=remedy)
+            owner[feature] = file
+    patients = sorted({patient for _, block in blocks for patient in block.patients})
+    row_of = {patient: row for row, patient in enumerate(patients)}
+    values = np.full((len(patients), len(owner)), np.nan, dtype=np.float32)
+    start = 0
+    for _, block in blocks:
+        stop = start + len(block.features)
+        values[[row_of[patient] for patient in block.patients], start:stop] = block.values
+        start = stop
+    some = ~np.isnan(values).all(axis=1)
+    if not some.any():
+        raise InputError("holds no value", file=", ".join(str(file) for file, _ in blocks), expected="at least one patient with one value")
+    matrix = OmicsMatrix(values[some], tuple(p for p, keep in zip(patients, some, strict=True) if keep), tuple(owner))
+    if not some.all():
+        log.warning("%d patients have no omics value at all and are left out: %s", (~some).sum(), _some_names(np.array(patients)[~some]))
+    _write(matrix, output)
+    return matrix
+
+
+def read_omics_table(
+    file: str | Path,
+    kind: str | None = None,
+    suffixes: Sequence[str] = SUFFIXES,
+    patient_id: str = "patient_id",
+    duplicates: str = "stop",
+) -> OmicsMatrix:
+    """One table (see `build_matrix`), in its own row order.
+
+    Raises `InputError` for a repeated patient or column, a cell that is not a number (with row and column), a column that
+    looks like an outcome or like clinical data, an unknown `kind` or `duplicates`, and when no column can be used.
+    """
+    if kind is not None and kind not in KINDS:
+        raise InputError("unknown kind of omics table", file=file, found=kind, expected=" or ".join(KINDS), remedy=nearest(kind, KINDS))
+    if duplicates not in ("stop", "first"):
+        raise InputError("unknown setting of `duplicates`", file=file, found=duplicates, expected="stop or first")
+
+    def choose(columns: list[str]) -> list[str]:
+        chosen = _genes(columns, file) if kind else [c for c in columns if c.endswith(tuple(suffixes)) and c not in suffixes]
+        if not chosen:
+            expected = "gene columns" if kind else f"columns that end in {' or '.join(suffixes)}"
+            remedy = "" if kind else "For a table of plain gene names set `kind: rnaseq`, `cnv` or `mut`."
+            raise InputError("holds no feature", file=file, found=", ".join(columns[:5]), expected=expected, remedy=remedy)
+        if len(chosen) < len(columns):
+            left = [c for c in columns if c not in set(chosen)]
+            log.info("%s: %d columns without an omics suffix are not read: %s", file, len(left), _some_names(left))
+        return chosen
+
+    patients, names, values = tables.read_numbers(file, choose, patient_id=patient_id, unique=duplicates == "stop")
+    first = {patient: row for row, patient in reversed(list(enumerate(patients)))}
+    if len(first) < len(patients):
+        repeated = [patient for row, patient in enumerate(patients) if first[patient] != row]
+        log.warning("%s: %d repeated rows are dropped, the first kept: %s", file, len(repeated), _some_names(repeated))
+    rows = sorted(first.values())
+    features = tuple(f"{name}_{kind}" for name in names) if kind else tuple(names)
+    return OmicsMatrix(values[rows], tuple(patients[row] for row in rows), features)
+
+
+def _genes(columns: list[str], file: str | Path) -> list[str]:
+    refuse_labels(columns, file)
+    for column in columns:
+        if _NOT_GENES.fullmatch(column.lower()):
+            remedy = "Remove the column; clinical data are read as a table of their own."
+            raise InputError("is not a gene", file=file, column=column, expected="one column a gene", remedy=remedy)
+    return columns
+
+
+def _write(matrix: OmicsMatrix, output: str | Path) -> None:
+    with atomic(output) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("values", data=matrix.values)
+        file.create_dataset("patient_id", data=list(matrix.patients), dtype=h5py.string_dtype())
+        file.create_dataset("feature", data=list(matrix.features), dtype=h5py.string_dtype())
+
+
+def read_matrix(path: str | Path) -> OmicsMatrix:
+    """Read what `build_matrix` wrote. Raises `InputError` when the file is absent or is not such a file."""
+    try:
+        with h5py.File(path, "r") as file:
+            patients, features = (tuple(file[name].asstr()[()]) for name in ("patient_id", "feature"))
+            return OmicsMatrix(file["values"][()], patients, features)
+    except (OSError, KeyError, AttributeError, TypeError) as error:
+        expected = "an HDF5 file with `values`, `patient_id` and `feature`"
+        raise InputError(
+            f"cannot be read ({error})", file=path, expected=expected, remedy="Delete it, so that it is built again."
+        ) from error
+
+
+def _some_names(names: Sequence[str]) -> str:
+    return ", ".join([*map(str, names[:5]), *["…"][: len(names) > 5]])

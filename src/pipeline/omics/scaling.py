@@ -1,0 +1,86 @@
+"""Scaling and imputation, fitted on training rows alone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import InputError, nearest
+
+METHODS = ("zscore_gene", "minmax_global", "none")
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """(x − center) / spread, then clipped, then missing values filled.
+
+    center, spread [F], or [1] when one pair serves all features; fill [F] = the scaled mean of the training feature (0 for a
+    feature that no training patient has). All float32, so that a scaler read back gives the same bits.
+    """
+
+    method: str
+    center: np.ndarray
+    spread: np.ndarray
+    fill: np.ndarray
+    clip: float | None = None
+
+    @classmethod
+    def fit(cls, training: np.ndarray, method: str = "zscore_gene", clip: float | None = None) -> Scaler:
+        """Fit on the training rows [n, F]; NaN = missing, ignored.
+
+        ``zscore_gene``: mean and population sd of each feature, a constant feature divides by 1 (MCAT's StandardScaler).
+        ``minmax_global``: ONE minimum and maximum of the whole training matrix go to −1 and 1 (SurvPath); values of other
+        patients may fall outside. ``none``: values as they are. `clip` bounds the scaled values to ±clip.
+        Raises `InputError` for an unknown method, a clip that is not positive, and an empty training matrix.
+        """
+        if method not in METHODS:
+            raise InputError("unknown scaling", found=method, expected=" or ".join(METHODS), remedy=nearest(method, METHODS))
+        if clip is not None and not clip > 0:
+            raise InputError("clip is not positive", found=clip, expected="a number above 0, or nothing")
+        values = np.asarray(training, dtype=np.float64)
+        known = ~np.isnan(values)
+        if not known.any():
+            raise InputError("the training fold has no value to fit the scaling on", expected="at least one training patient with a value")
+        count = known.sum(axis=0)
+        mean = np.where(known, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+        if method == "zscore_gene":
+            spread = np.sqrt((np.where(known, values - mean, 0.0) ** 2).sum(axis=0) / np.maximum(count, 1))
+            center = mean
+        elif method == "minmax_global":
+            low, high = np.nanmin(values), np.nanmax(values)
+            center, spread = np.array([(low + high) / 2]), np.array([(high - low) / 2])
+        else:
+            center, spread = np.zeros(1), np.ones(1)
+        spread = np.where(_is_constant(center, spread), 1.0, spread)
+        fill = np.where(count > 0, (mean - center) / spread, 0.0)
+        bounded = fill if clip is None else np.clip(fill, -clip, clip)
+        return cls(method, *(x.astype(np.float32) for x in (center, spread, bounded)), clip=clip)
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Scale rows [P, F] → [P, F] float32 without NaN. Raises `InputError` when F is not the fitted number of features."""
+        if values.shape[-1] != len(self.fill):
+            raise InputError("the scaling was fitted on other features", found=values.shape[-1], expected=f"{len(self.fill)} features")
+        scaled = (np.asarray(values, dtype=np.float32) - self.center) / self.spread
+        if self.clip is not None:
+            scaled = np.clip(scaled, -self.clip, self.clip)
+        return np.where(np.isnan(scaled), self.fill, scaled)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What YAML can hold; the arrays as base64 of little-endian float32 (twenty thousand YAML numbers would take seconds)."""
+        arrays = {name: base64.b64encode(getattr(self, name).astype("<f4").tobytes()).decode() for name in ("center", "spread", "fill")}
+        return {"method": self.method, "clip": self.clip, **arrays}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Scaler:
+        """The scaler that `to_dict` described, bit for bit."""
+        arrays = [np.frombuffer(base64.b64decode(saved[name]), dtype="<f4").astype(np.float32) for name in ("center", "spread", "fill")]
+        return cls(saved["method"], *arrays, clip=saved["clip"])
+
+
+def _is_constant(center: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Whether a spread is zero up to the rounding of the mean (a constant 0.1 has an sd of about 1e-17)."""
+    return spread <= 10 * np.finfo(np.float64).eps * np.abs(center)

@@ -1,0 +1,185 @@
+"""A study: `config.yaml` overlaid by one cohort's file; what it offers, and which models can therefore run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ROOT, SHARED, fill_defaults, merge, read_yaml, schema, validate
+from pipeline.errors import InputError, nearest
+
+
+def cohort_names() -> list[str]:
+    """Every cohort that has a file under ``config/cohorts/`` (the template is not one)."""
+    return sorted(p.stem for p in (ROOT / "cohorts").glob("*.yaml") if p.stem != "template")
+
+
+def load_study(config: Mapping[str, Any], cohort: str) -> dict[str, Any]:
+    """The settings of one cohort's study: `config` (validated ``config.yaml``) overlaid by ``config/cohorts/<cohort>.yaml``.
+
+    Blocks named in `SHARED` are merged key by key, so a cohort states only what differs. Paths stay as written:
+    see `data_path`. Raises `InputError` for an unknown cohort (with the nearest name) or an invalid file.
+    """
+    file = ROOT / "cohorts" / f"{cohort}.yaml"
+    if not file.is_file():
+        known = cohort_names()
+        raise InputError(f"unknown cohort {cohort!r}", file=file, expected="one of " + ", ".join(known), remedy=nearest(cohort, known))
+    written = validate(read_yaml(file), "cohort", file, fill=False)  # defaults come with `config`, which it overlays
+    study = fill_defaults(merge({block: config[block] for block in SHARED}, written), schema("cohort"))
+    study["data_dir"] = study.get("data_dir") or config["data_dir"]
+    study |= {"name": cohort, "file": str(file), "seed": config["seed"], "encoders": config["encoders"]}
+    return study
+
+
+def data_path(study: Mapping[str, Any], path: str) -> str:
+    """A path of the cohort's file: absolute as it is, else relative to the study's `data_dir`."""
+    return path if Path(path).is_absolute() else str(Path(study["data_dir"]) / path)
+
+
+def modalities(study: Mapping[str, Any]) -> list[str]:
+    """What the cohort offers: `wsi` where its slides are on disk (or made by the workflow), `omics`, and each further table."""
+    found = ["wsi"] if study["synthetic"] or slides_absent(study) is None else []
+    found += ["omics"] if study["omics"]["tables"] else []
+    return found + sorted(study["tables"])
+
+
+def slides_absent(study: Mapping[str, Any]) -> str | None:
+    """Why the cohort has no slides; None when it has."""
+    slides = study["slides"]
+    if slides["folder"] is None:
+        return "its file names no slides.folder"
+    folder = Path(data_path(study, slides["folder"]))
+    if not folder.is_dir():
+        return f"no folder {folder}"
+    return None
+
+
+def folder_listing(study: Mapping[str, Any]) -> str:
+    """A digest of the names and sizes of the slide files, so that new or replaced slides make the list stale."""
+    slides = study["slides"]
+    folder = Path(data_path(study, slides["folder"] or "."))
+    if study["synthetic"] or slides["folder"] is None or not folder.is_dir():
+        return ""
+    names = sorted(f"{p.relative_to(folder)}\t{p.stat().st_size}" for p in folder.glob(slides["pattern"]) if p.is_file())
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def groupings(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The gene groupings whose file is there, with resolved paths.
+
+    A grouping may be absent where no model of the study asks for it (see `not_run`).
+    """
+    resolved = {name: {**g, "file": data_path(study, g["file"])} for name, g in study["omics"]["groups"].items()}
+    return {name: g for name, g in resolved.items() if study["synthetic"] or Path(g["file"]).is_file()}
+
+
+def tables(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The further tables by modality, with their paths resolved."""
+    return {name: {**table, "file": data_path(study, table["file"])} for name, table in study["tables"].items()}
+
+
+def omics_tables(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The molecular tables, with their paths resolved."""
+    return [{**table, "file": data_path(study, table["file"])} for table in study["omics"]["tables"]]
+
+
+def model_needs(study: Mapping[str, Any], model: str) -> list[str]:
+    """The modalities without which `model` (`<name>` or `<name>+<variant>`) does not run in this study.
+
+    They stand under `needs` in ``config/models/<name>.yaml``; a variant may state its own, and a study that points a model at
+    one of its tables (`options.<name>.modality`) needs that table instead. Raises `InputError` for an unknown model or variant.
+    """
+    name, _, variant = model.partition("+")
+    file = ROOT / "models" / f"{name}.yaml"
+    known = sorted(p.stem for p in (ROOT / "models").glob("*.yaml"))
+    if name not in known:
+        raise InputError(
+            f"unknown model {name!r} under models", file=study["file"], expected="one of " + ", ".join(known), remedy=nearest(name, known)
+        )
+    settings = read_yaml(file)
+    variants = settings.get("variants") or {}
+    if variant and variant not in variants:
+        expected = "one of " + ", ".join(variants)
+        raise InputError(
+            f"unknown variant {model!r} under models", file=study["file"], expected=expected, remedy=nearest(variant, variants)
+        )
+    chosen = study["options"].get(name, {}).get("modality")
+    return [chosen] if chosen else list((variants.get(variant) or {}).get("needs") or settings["needs"])
+
+
+def not_run(study: Mapping[str, Any]) -> dict[str, str]:
+    """Models of the study that cannot run, with the reason; a slide model without slides says where they were looked for."""
+    offered, reasons = modalities(study), {}
+    for model in study["models"]:
+        lacking = [m for m in model_needs(study, model) if m not in offered]
+        if lacking:
+            why = f" ({slides_absent(study)})" if "wsi" in lacking else ""
+            words = " and ".join("slides" if m == "wsi" else m for m in lacking)
+            reasons[model] = f"needs {words}, which cohort {study['name']} lacks{why}"
+    return reasons
+
+
+def models_to_run(study: Mapping[str, Any]) -> list[str]:
+    """The models that can run; raises `InputError` when the study has no endpoint or none of its models can."""
+    if not study["endpoints"]:
+        remedy = f"Ask for results/{study['name']}/slides/manifest-{study['slides']['encoder']}.tsv, or add endpoints."
+        raise InputError("the cohort has no follow-up, so nothing can be trained", file=study["file"], remedy=remedy)
+    absent = not_run(study)
+    models = [m for m in study["models"] if m not in absent]
+    if not models:
+        raise InputError("none of its models can run: " + "; ".join(f"{m} {r}" for m, r in absent.items()), file=study["file"])
+    return models
+
+
+def endpoint(study: Mapping[str, Any]) -> dict[str, Any]:
+    """How to read the study's follow-up (`file` resolved); raises `InputError` when it is not one of `endpoints`."""
+    name, known = study["endpoint"], study["endpoints"]
+    if name not in known:
+        raise InputError(
+            f"unknown endpoint {name!r}", file=study["file"], expected="one of " + ", ".join(known), remedy=nearest(name, known)
+        )
+    settings = dict(known[name])
+    return {"file": data_path(study, settings.pop("table")), **settings}
+
+
+def splits(study: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `pipeline.cohort.splits.build_splits`, with the path of imported lists resolved."""
+    scheme = study["splits"]
+    if scheme["scheme"] == "kfold":
+        return {"method": "kfold", "folds": scheme["folds"]}
+    if not scheme.get("file"):
+        raise InputError("splits.scheme is 'imported' but splits.file is missing", file=study["file"], expected="a path with {fold}")
+    named = {key: scheme[key] for key in ("folds", "column", "train", "test")}
+    return {"method": "imported", "pattern": data_path(study, scheme["file"]), **named}
+
+
+def split_files(study: Mapping[str, Any]) -> list[str]:
+    """The imported lists of the study, one a fold."""
+    scheme = splits(study)
+    return [scheme["pattern"].format(fold=k) for k in range(scheme["folds"])] if scheme["method"] == "imported" else []
+
+
+def fold_settings(study: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Everything that training one fold of `model` depends on, and nothing else."""
+    name = model.partition("+")[0]
+    keys = ("name", "seed", "bins", "bag_scaling", "training")
+    return {
+        **{key: study[key] for key in keys},
+        "endpoint": study["endpoint"],
+        "model": model,
+        "modalities": model_needs(study, model),
+        "options": study["options"].get(name, {}),
+        "scaling": {"method": study["omics"]["scaling"], "clip": study["omics"]["clip"]},
+        "tables": tables(study),
+        "folds": study["splits"]["folds"],
+    }
+
+
+def report_settings(study: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report states under provenance: settings that the figures depend on, without the machine's paths."""
+    settings = {key: study[key] for key in ("seed", "endpoint", "bins", "splits", "training", "evaluation")}
+    if "wsi" in modalities(study):
+        settings["slides"] = {key: study["slides"][key] for key in ("encoder", "patches", "mpp")}
+    return {key: value for key, value in settings.items() if value not in ({}, None)}

@@ -1,0 +1,39 @@
+"""The state between two epochs, from which a killed run goes on to the bit-identical result.
+
+An epoch's random numbers depend on (seed, epoch) alone, so no generator state has to be kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from pipeline.files import atomic
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], key: str) -> None:
+    """Write `state` (tensors and plain values) atomically; `key` says which run it belongs to."""
+    with atomic(path) as temporary:
+        torch.save({"key": key, **state}, temporary)
+
+
+def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
+    """The state saved under the same `key`, or None: absent, of other settings, or spoilt (then said in the log)."""
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError) as error:
+        log.warning("%s cannot be read (%s): training starts from the first epoch", path, error)
+        return None
+    if state.get("key") != key:
+        log.warning("%s belongs to other settings or code: training starts from the first epoch", path)
+        return None
+    return state

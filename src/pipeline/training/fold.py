@@ -1,0 +1,153 @@
+"""One fold, from the cohort's files to predictions of its held-out patients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.cohort.bins import TimeBins
+from pipeline.cohort.splits import fold_patients, read_splits
+from pipeline.errors import InputError
+from pipeline.models import build_model, load_model_config
+from pipeline.nn.hazards import risk_score, survival
+from pipeline.seeds import seed_from
+from pipeline.tables import numeric, read_table, write_table
+from pipeline.training.artifacts import inputs_to_dict, save_fold
+from pipeline.training.cost import training_seconds
+from pipeline.training.dataset import Offered, offer
+from pipeline.training.loop import Labels, Trainer
+from pipeline.training.protocol import Protocol
+
+log = logging.getLogger(__name__)
+HISTORY = ["epoch", "train_loss", "inner_loss", "inner_c_index", "test_c_index"]
+
+
+def train_fold(*, settings: Mapping[str, Any], fold: int, files: Mapping[str, Any], outputs: Mapping[str, Path], code: str) -> None:
+    """Train `settings["model"]` on fold `fold` and write its four files.
+
+    files: patients, splits, and matrix, groups, manifest (None where absent). outputs: predictions, history, weights, model.
+    A fold that cannot be trained (no event, no patient with the modalities, a loss that diverges) still writes its files:
+    empty tables and the reason under `failure` in model.yaml, so that the summary lists it instead of losing the model.
+    """
+    facts: dict[str, Any] = {"model": settings["model"], "cohort": settings["name"], "endpoint": settings["endpoint"], "fold": fold}
+    facts |= {"seed": seed_from(settings["name"], settings["model"], fold, settings["seed"]), "code": code, "failure": None}
+    checkpoint = Path(outputs["model"]).with_name("checkpoint.pt")
+    try:
+        run = Fold(settings, fold, files, facts)
+        history = run.train(checkpoint)
+        predictions, model = run.predict(), run.model
+    except InputError as error:
+        log.error("fold %d failed: %s", fold, error)
+        facts["failure"] = str(error)
+        history, model = [], None
+        predictions = pd.DataFrame(columns=["patient_id", "time", "event", "risk"])
+    write_table(pd.DataFrame(history, columns=HISTORY), outputs["history"])
+    save_fold(Path(outputs["weights"]), Path(outputs["model"]), model, facts)
+    write_table(predictions, outputs["predictions"])
+    checkpoint.unlink(missing_ok=True)
+
+
+class Fold:
+    """The parts of one run; `facts` collects what model.yaml will say."""
+
+    def __init__(self, settings: Mapping[str, Any], fold: int, files: Mapping[str, Any], facts: dict[str, Any]) -> None:
+        self.facts, options = facts, settings["options"]
+        name, _, variant = settings["model"].partition("+")
+        configured = load_model_config(name, variant or None)
+        self.protocol = Protocol.of({**configured["training"], **settings["training"]}, f"config/models/{name}.yaml")
+        patients, train, test = read_sides(files, fold)
+        reference = patients if self.protocol.bins_from == "cohort" else train
+        self.bins = TimeBins.fit(reference["time"].to_numpy(), reference["event"].to_numpy(), settings["bins"])
+        self.offered: Offered = offer(files, settings, settings["modalities"], patients, list(train["patient_id"]))
+        inputs = replace(self.offered.inputs, bins=1 if self.protocol.loss == "cox" else self.bins.count)
+        torch.manual_seed(seed_from(facts["seed"], "weights"))
+        self.model = build_model(name, inputs, variant or None, **options)
+        self.train_rows, _ = self._predictable(train)
+        self.test, unpredicted = self._predictable(test)
+        if not self.train_rows["event"].any():
+            raise InputError(
+                f"no patient of the training side with an event has what the model needs ({', '.join(settings['modalities'])})"
+            )
+        facts |= {"modalities": list(settings["modalities"]), "unpredicted": unpredicted, "time_bins": list(self.bins.edges)}
+        facts |= {"params": sum(p.numel() for p in self.model.parameters() if p.requires_grad), "inputs": inputs_to_dict(inputs)}
+        facts |= {"options": dict(options), "protocol": dict(vars(self.protocol)), "columns": self.offered.columns}
+        facts["scaling"] = {modality: scaler.to_dict() for modality, scaler in self.offered.scaling.items()}
+
+    def _predictable(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+        """The rows the model can work with, and the others with the reason."""
+        reasons = {p: self.model.refusal(self.offered.data.modalities(p)) for p in rows["patient_id"]}
+        keep = rows["patient_id"].map(reasons).isna()
+        return rows[keep].reset_index(drop=True), {p: why for p, why in reasons.items() if why}
+
+    def labels(self, rows: pd.DataFrame) -> Labels:
+        """Labels of the rows; test times beyond the training range fall into the end bins."""
+        time, event = rows["time"].to_numpy(float), rows["event"].to_numpy(int)
+        return Labels(list(rows["patient_id"]), time, event, self.bins.assign(time))
+
+    def train(self, checkpoint: Path) -> list[dict[str, float]]:
+        """Fit the model; returns the history."""
+        train, inner = self.labels(self.train_rows), None
+        if self.protocol.selection == "inner":
+            train, inner = inner_split(train, self.protocol.inner_share, self.facts["seed"])
+        key = hashlib.sha256(
+            json.dumps([self.facts, list(train.patients), list(self.test["patient_id"])], default=str).encode()
+        ).hexdigest()
+        trainer = Trainer(self.model, self.offered.data, self.protocol, self.facts["seed"])
+        history = trainer.fit(train, inner, self.labels(self.test), checkpoint, key)
+        self.trainer = trainer
+        self.facts |= {"epochs": len(history), "selection": self.protocol.selection}
+        self.facts["train_seconds"] = training_seconds(self.model, self.offered.data, train.patients, len(history))
+        return history
+
+    def predict(self) -> pd.DataFrame:
+        """One row a test patient the model can predict, sorted by id."""
+        rows = self.test.sort_values("patient_id").reset_index(drop=True)
+        times = [f"surv_{t:.6g}" for t in self.bins.edges[1:]]
+        if rows.empty:
+            return pd.DataFrame(columns=["patient_id", "time", "event", "risk", *times])
+        logits = self.trainer.predict(list(rows["patient_id"]))
+        risk = risk_score(logits).numpy()
+        if self.protocol.loss == "cox":
+            known = self.labels(self.train_rows)
+            fitted = risk_score(self.trainer.predict(known.patients)).numpy()
+            curves = breslow(fitted, known.time, known.event, risk, np.array(self.bins.edges[1:]))
+        else:
+            curves = survival(logits).numpy()
+        return pd.concat([rows[["patient_id", "time", "event"]].assign(risk=risk), pd.DataFrame(curves, columns=times)], axis=1)
+
+
+def read_sides(files: Mapping[str, Any], fold: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The cohort's patients, and those of the fold's training and test side, each sorted by id."""
+    patients = read_table(files["patients"], ["time", "event"], patient_id="patient_id")
+    patients[["time", "event"]] = numeric(patients, ["time", "event"], files["patients"], allow_missing=False)
+    patients = patients.sort_values("patient_id").reset_index(drop=True)
+    sides = fold_patients(read_splits(files["splits"]), fold)
+    train, test = (patients[patients["patient_id"].isin(ids)].reset_index(drop=True) for ids in sides)
+    return patients, train, test
+
+
+def inner_split(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
+    """Take `share` of the training side away for early stopping, stratified by event."""
+    rng = np.random.default_rng(seed_from(seed, "inner"))
+    held = np.zeros(len(labels.patients), dtype=bool)
+    for value in (0, 1):
+        rows = np.flatnonzero(labels.event == value)
+        held[rng.permutation(rows)[: round(share * len(rows))]] = True
+    return labels.take(np.flatnonzero(~held)), labels.take(np.flatnonzero(held))
+
+
+def breslow(train_risk: np.ndarray, time: np.ndarray, event: np.ndarray, risk: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Survival [P, T] of log-risks `risk` at `grid`, by Breslow's baseline hazard of the training side."""
+    weight = np.exp(train_risk - train_risk.max())
+    jumps = np.array([1.0 / weight[time >= t].sum() for t in time[event == 1]])
+    baseline = np.array([jumps[time[event == 1] <= t].sum() for t in grid])
+    return np.exp(-np.outer(np.exp(risk - train_risk.max()), baseline))

@@ -1,0 +1,226 @@
+"""The training loop: any model, any protocol, resumable after every epoch to the bit-identical result."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.cohort.loader import CohortData
+from pipeline.cohort.record import Patient
+from pipeline.errors import InputError
+from pipeline.evaluation.concordance import harrell
+from pipeline.models.interface import SurvivalModel
+from pipeline.nn.hazards import risk_score
+from pipeline.seeds import seed_from
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.losses import cox_partial, discrete_nll, l1_penalty
+from pipeline.training.protocol import Protocol
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """patients (ids), time [P] months, event [P] 0/1, y [P] time bin: one side of a fold, row by row."""
+
+    patients: Sequence[str]
+    time: np.ndarray
+    event: np.ndarray
+    y: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Labels:
+        """The given rows, repeats allowed."""
+        return Labels([self.patients[i] for i in rows], self.time[rows], self.event[rows], self.y[rows])
+
+
+class NonFiniteLossError(InputError):
+    """Training diverged; the fold is listed as failed."""
+
+
+class Trainer:
+    """One model, one fold. `fit` trains; `predict` gives the logits of any patients."""
+
+    def __init__(self, model: SurvivalModel, data: CohortData, protocol: Protocol, seed: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.data, self.protocol, self.seed = model.to(self.device), data, protocol, seed
+        self.optimizer = protocol.make_optimizer(model)
+        self.amp = protocol.amp and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def fit(self, train: Labels, inner: Labels | None, test: Labels, checkpoint: Path, key: str) -> list[dict[str, float]]:
+        """Train all epochs; returns the history, one row an epoch, and leaves the selected weights in the model.
+
+        `inner` decides under selection `inner`; `test` is scored for the history and decides only under `best_val`.
+        Raises `NonFiniteLossError`.
+        """
+        history: list[dict[str, float]] = []
+        best: dict[str, Any] = {}
+        state = load_checkpoint(checkpoint, key)
+        if state:
+            self._restore(state)
+            history, best = state["history"], state["best"]
+            log.info("resumed after epoch %d", len(history))
+        else:
+            torch.manual_seed(seed_from(self.seed, "prepare"))
+            self.model.prepare(self._batches(train))
+        saved = time.monotonic()
+        steps = -(-len(train.patients) // self.protocol.batch_size)
+        bar = progress(self.protocol.epochs, len(history))
+        for epoch in range(len(history), self.protocol.epochs):
+            if self._stopped(history, best):
+                break
+            row = {"epoch": epoch + 1, "train_loss": self._epoch(epoch, steps, train)}
+            row |= self._score(inner, "inner") | self._score(test, "test")
+            history.append(row)
+            best = self._better(row, best)
+            bar(row)
+            if time.monotonic() - saved >= self.protocol.checkpoint_seconds and epoch + 1 < self.protocol.epochs:
+                save_checkpoint(checkpoint, {**self._state(), "history": history, "best": best}, key)
+                saved = time.monotonic()
+        if best:
+            self.model.load_state_dict(best["weights"])
+        return history
+
+    @torch.no_grad()
+    def predict(self, patients: Sequence[str]) -> Tensor:
+        """Logits [P, bins] on the CPU, float32, in eval mode, all patches."""
+        self.model.eval()
+        parts = [self._forward(self.data.batch(run).to(self.device)).logits.float().cpu() for run in self._passes(patients, None)]
+        return torch.cat(parts)
+
+    # --- one epoch ---
+
+    def _epoch(self, epoch: int, steps: int, train: Labels) -> float:
+        """One pass over the drawn patients; the mean loss a patient."""
+        p = self.protocol
+        seed = seed_from(self.seed, "epoch", epoch)
+        rng = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        self.model.train()
+        drawn = train.take(p.draw(train.y, train.event, rng))
+        total = 0.0
+        for step in range(steps):
+            rows = np.arange(step * p.batch_size, min((step + 1) * p.batch_size, len(drawn.patients)))
+            carried = p.carry_remainder and len(rows) < p.batch_size
+            total += self._accumulate(drawn.take(rows), p.batch_size if p.carry_remainder else len(rows), rng)
+            if not carried:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = p.learning_rate(epoch * steps + step, steps)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+        if not np.isfinite(total):
+            raise NonFiniteLossError(
+                f"the loss became {total} in epoch {epoch + 1}", remedy="Lower training.lr or look for extreme input values."
+            )
+        return total / len(drawn.patients)
+
+    def _accumulate(self, batch: Labels, divisor: int, rng: np.random.Generator) -> float:
+        """Backward passes of one optimiser step; returns the summed loss of its patients."""
+        p, total, start = self.protocol, 0.0, 0
+        for run in self._passes(batch.patients, p.max_patches_train):
+            part = batch.take(np.arange(start, start + len(run)))
+            start += len(run)
+            record = self._drop_modalities(self.data.batch(run, p.max_patches_train, rng)).to(self.device)
+            output = self._forward(record)
+            summed = self._loss(output.logits.float(), part) + len(run) * sum(output.losses.values(), torch.zeros((), device=self.device))
+            loss = summed / divisor
+            if p.l1_lambda:
+                loss = loss + p.l1_lambda * l1_penalty(self.model, p.l1_scope) * (len(run) if p.l1_per_sample else len(run) / divisor)
+            loss.backward()
+            total += float(summed.detach())
+        return total
+
+    def _loss(self, logits: Tensor, labels: Labels) -> Tensor:
+        """Summed loss of the patients of one pass."""
+        event = torch.from_numpy(labels.event.astype(bool)).to(self.device)
+        if self.protocol.loss == "cox":
+            return cox_partial(logits[:, 0], torch.from_numpy(labels.time).to(self.device), event) * len(labels.patients)
+        return discrete_nll(logits, torch.from_numpy(labels.y).to(self.device), event, self.protocol.alpha).sum()
+
+    def _forward(self, record: Patient) -> Any:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            return self.model(record)
+
+    def _drop_modalities(self, record: Patient) -> Patient:
+        """Training-time dropout of whole modalities, each with probability p, never a patient's last one."""
+        p = self.protocol.modality_dropout
+        if p:
+            left = sum(flags.int() for flags in record.present.values())
+            for modality in sorted(record.present):
+                drop = record.has(modality) & (torch.rand(record.size) < p) & (left > 1)
+                record, left = record.without(modality, drop), left - drop.int()
+        return record
+
+    def _passes(self, patients: Sequence[str], sampled: int | None) -> Any:
+        # Cox compares the patients of a step with each other, so its step is never cut.
+        most = sys.maxsize if self.protocol.loss == "cox" else self.protocol.max_patches_pass
+        return self.data.passes(patients, self.protocol.batch_size, most, sampled)
+
+    def _batches(self, labels: Labels) -> Any:
+        return (self.data.batch(run).to(self.device) for run in self._passes(labels.patients, None))
+
+    # --- selection ---
+
+    def _score(self, labels: Labels | None, name: str) -> dict[str, float]:
+        """Loss and C-index of one side, by name; empty where there is no such side."""
+        if labels is None or not labels.patients:
+            return {}
+        logits = self.predict(labels.patients)
+        row = {f"{name}_c_index": harrell(labels.time, labels.event, risk_score(logits).numpy()).value}
+        if name == "inner":
+            row["inner_loss"] = float(self._loss(logits.to(self.device), labels)) / len(labels.patients)
+        return row
+
+    def _better(self, row: dict[str, float], best: dict[str, Any]) -> dict[str, Any]:
+        """The best epoch so far with its weights; stays empty under selection `last`."""
+        score = {"last": None, "inner": -row.get("inner_loss", np.nan), "best_val": row.get("test_c_index", np.nan)}[
+            self.protocol.selection
+        ]
+        if score is None or (best and not score > best["score"]):
+            return best
+        return {"score": score, "epoch": row["epoch"], "weights": {k: v.detach().clone() for k, v in self.model.state_dict().items()}}
+
+    def _stopped(self, history: list[dict[str, float]], best: dict[str, Any]) -> bool:
+        return self.protocol.selection == "inner" and bool(best) and len(history) - best["epoch"] >= self.protocol.patience
+
+    # --- state ---
+
+    def _state(self) -> dict[str, Any]:
+        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}  # carried remainder
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "gradients": gradients}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, parameter in self.model.named_parameters():
+            if name in state["gradients"]:
+                parameter.grad = state["gradients"][name].to(self.device)
+
+
+def progress(epochs: int, done: int) -> Callable[[dict[str, float]], None]:
+    """A bar with the current loss on a terminal, a plain line an epoch (at most about ten) in a log."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(total=epochs, initial=done, unit="epoch")
+
+        def show(row: dict[str, float]) -> None:
+            bar.set_postfix(loss=f"{row['train_loss']:.4f}", refresh=False)
+            bar.update()
+
+        return show
+    every = max(1, epochs // 10)
+
+    def line(row: dict[str, float]) -> None:
+        if row["epoch"] % every == 0 or row["epoch"] == epochs:
+            log.info("epoch %d/%d  loss %.4f", row["epoch"], epochs, row["train_loss"])
+
+    return line

@@ -1,0 +1,130 @@
+"""What holds for every model and variant, whichever file it comes from."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.cohort.record import Bag
+from pipeline.errors import InputError
+from pipeline.models import available_models, build_model, model_variants
+from pipeline.nn.hazards import risk_score, survival
+
+VARIANTS = [(name, variant) for name in available_models() for variant in [None, *model_variants(name)]]
+# Exact zeros by the shift invariance of a softmax: biases of keys, and the last bias of an attention pooling.
+NO_GRADIENT = ("pool.score.bias", "key.bias")
+BATCHES = {"complete": ("", "", ""), "mixed": ("", "omics", "wsi")}
+
+
+def build(name, inputs, variant=None, **options):
+    """The model with the options that make its tests fast, where it has them."""
+    small = {"n_query_h": 6, "n_query_g": 4} if name == "survq" and not (variant or "").startswith("queries") else {}
+    return build_model(name, inputs, variant, **small, **options)
+
+
+@pytest.mark.parametrize("name, variant", VARIANTS)
+def test_every_variant_runs_forward_and_backward(name, variant, inputs, draw, stack):
+    model = build(name, inputs, variant)
+    output = model(stack([draw(9), draw(13)]))
+    assert output.logits.shape == (2, 4)
+    (output.logits.square().sum() + sum(output.losses.values(), torch.zeros(()))).backward()
+    absent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and not n.startswith("absent_")]
+    assert not absent
+    assert (survival(output.logits).diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_one_bin_gives_a_log_risk(name, inputs, draw):
+    logits = build(name, replace(inputs, bins=1))(draw()).logits
+    assert logits.shape == (1, 1)
+    torch.testing.assert_close(risk_score(logits), logits[:, 0])
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_every_parameter_gets_a_gradient(name, inputs, draw, stack):
+    model = build(name, inputs).double().eval()
+    batch = stack([draw(9), draw(13), draw(20)])
+    batch = type(batch)(
+        {m: type(b)(b.features.double(), b.mask) for m, b in batch.bags.items()},
+        {m: x.double() for m, x in batch.vectors.items()},
+        {g: x.double() for g, x in batch.groups.items()},
+        batch.present,
+    )
+    (model(batch).logits * torch.tensor([1.0, -2.0, 3.0, 0.5])).square().sum().backward()
+    for parameter, value in model.named_parameters():
+        largest = float(value.grad.abs().max())
+        zero = parameter.endswith(NO_GRADIENT)
+        if parameter.endswith("self_attn.in_proj_bias"):  # query, key and value biases in one vector
+            third = len(value) // 3
+            assert float(value.grad[third : 2 * third].abs().max()) < 1e-12, parameter
+        assert (largest < 1e-12) if zero else (largest > 1e-12), parameter
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_evaluation_is_deterministic_and_training_is_not(name, inputs, draw):
+    model, patient = build(name, inputs), draw()
+    assert not torch.equal(model(patient).logits, model(patient).logits)
+    model.eval()
+    assert torch.equal(model(patient).logits, model(patient).logits)
+
+
+@pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v != ("abmil", "unmasked")])  # there padding takes part
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_batch_gives_what_its_patients_give_alone(name, variant, batch, inputs, draw, stack):
+    model = build(name, inputs, variant).eval()
+    patients = [draw(patches, lacks) for patches, lacks in zip((9, 13, 5), BATCHES[batch], strict=True)]
+    patients = [p for p in patients if model.refusal(p.modalities(0)) is None]
+    together = model(stack(patients)).logits
+    alone = torch.cat([model(p).logits for p in patients])
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, variant", VARIANTS)
+def test_order_and_duplication_of_patches_do_not_matter(name, variant, inputs, draw):
+    model, patient = build(name, inputs, variant).eval(), draw()
+    features = patient.bags["wsi"].features
+    with_bag = {
+        "shuffled": features[:, torch.randperm(features.shape[1])],
+        "twice": torch.cat([features, features], dim=1),
+    }
+    for changed in with_bag.values():
+        other = replace(patient, bags={"wsi": Bag(changed, torch.ones(changed.shape[:2], dtype=torch.bool))})
+        torch.testing.assert_close(model(other).logits, model(patient).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_what_padding_holds_is_never_read(name, inputs, draw, stack):
+    model, batch = build(name, inputs).eval(), stack([draw(9), draw(13)])
+    bag = batch.bags["wsi"]
+    noise = torch.where(bag.mask[..., None], bag.features, torch.full_like(bag.features, 1e3))
+    dirty = replace(batch, bags={"wsi": Bag(noise, bag.mask)})
+    torch.testing.assert_close(model(dirty).logits, model(batch).logits)
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_a_patient_with_nothing_is_refused(name, inputs, draw):
+    model = build(name, inputs)
+    nothing = draw().without("wsi").without("omics")
+    with pytest.raises(InputError, match=f"{type(model).__name__} cannot predict patient 0 of the batch: (lacks|has none of)"):
+        model(nothing)
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_the_refusal_names_the_patient_of_the_batch(name, inputs, draw, stack):
+    model = build(name, inputs)
+    batch = stack([draw(), draw()])
+    rows = torch.tensor([False, True])
+    with pytest.raises(InputError, match="patient 1 of the batch"):
+        model(batch.without("wsi", rows).without("omics", rows))
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_attention_that_sums_to_one_does_so_and_skips_padding(name, inputs, draw, stack):
+    model = build(name, inputs).eval()
+    model.keep_attention = True
+    for key, weights in model(stack([draw(9), draw(13)])).attention.items():
+        if key.endswith("_scores"):
+            continue
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        if weights.shape[-1] == 15:  # patches: 9 and 13 real ones of 15
+            assert (weights[0, ..., 9:] == 0).all()

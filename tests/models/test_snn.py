@@ -1,0 +1,54 @@
+import pytest
+import torch
+from torch import nn
+
+from pipeline.cohort.record import Patient
+from pipeline.errors import InputError
+from pipeline.models import build_model
+from pipeline.models.interface import Inputs
+from pipeline.models.reference import forward_flops, parameters, reference_patient
+
+
+def figures(length, variant=None):
+    inputs = Inputs(vectors={"omics": length})
+    model = build_model("snn", inputs, variant)
+    return parameters(model), forward_flops(model, reference_patient(inputs, 0))
+
+
+@pytest.mark.parametrize("length, count", [(3062, 982_532), (3096, 991_236), (9071, 2_520_836), (123, 230_148)])
+def test_parameters_are_those_of_the_published_network(length, count):
+    assert figures(length)[0] == count == 256 * length + 198_660
+
+
+def test_operations_are_those_of_the_published_network():
+    assert figures(3062)[1] == 1_963_008
+    assert figures(3096)[1] == 1_980_416
+    assert figures(4999, "survpath") == (1_346_820, 2_692_608)
+
+
+def test_every_layer_starts_normal_with_the_right_spread_and_no_bias():
+    model = build_model("snn", Inputs(vectors={"omics": 3062}))
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert len(layers) == 5
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.05)
+        assert (layer.bias == 0).all()
+
+
+def test_blocks_are_elu_with_alpha_dropout_unless_told_otherwise(inputs):
+    kinds = lambda **options: {type(m) for m in build_model("snn", inputs, **options).modules()}  # noqa: E731
+    assert {nn.ELU, nn.AlphaDropout} <= kinds()
+    assert {nn.SELU, nn.AlphaDropout} <= kinds(activation="selu")
+    assert {nn.ReLU, nn.Dropout} <= kinds(activation="relu")
+    assert nn.AlphaDropout not in kinds(activation="relu")
+
+
+def test_any_table_of_the_cohort_can_be_read():
+    model = build_model("snn", Inputs(vectors={"clinical": 7}), modality="clinical")
+    assert model.modalities == model.requires == ("clinical",)
+    assert model(Patient.of(vectors={"clinical": torch.randn(7)})).logits.shape == (1, 4)
+
+
+def test_missing_omics_is_never_imputed(inputs, draw):
+    with pytest.raises(InputError, match="SNN cannot predict patient 0 of the batch: lacks omics; expected omics"):
+        build_model("snn", inputs)(draw(lacks="omics"))

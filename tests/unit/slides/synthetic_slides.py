@@ -1,0 +1,62 @@
+"""Small real slides for tests: pyramidal, tiled JPEG, with the header of an Aperio scanner, and a known truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+
+SIZE = (3072, 2560)  # width, height of level 0
+TISSUE = (512, 512, 2304, 2048)  # left, top, right, bottom
+HOLE = (1024, 1024, 1536, 1536)
+PEN = (2500, 300, 2900, 2300)
+GLASS, INK = (242, 240, 243), (35, 60, 180)
+
+
+def picture(*, tissue: bool = True, hole: bool = True, pen: tuple[int, int, int] | None = INK) -> np.ndarray:
+    """uint8 [2560, 3072, 3]: glass, an H&E-like square with a hole, a pen stroke beside it."""
+    rng = np.random.default_rng(7)
+    image = np.empty((SIZE[1], SIZE[0], 3), np.uint8)
+    image[:] = GLASS
+    if tissue:
+        left, top, right, bottom = TISSUE
+        coarse = rng.normal(0, 12, ((bottom - top) // 16, (right - left) // 16, 1))
+        eosin = np.clip(np.array([214.0, 120.0, 172.0]) + coarse, 0, 255).astype(np.uint8)
+        image[top:bottom, left:right] = cv2.resize(eosin, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+        for x, y in zip(rng.integers(left + 12, right - 12, 4000), rng.integers(top + 12, bottom - 12, 4000), strict=True):
+            cv2.circle(image, (int(x), int(y)), int(rng.integers(5, 9)), (88, 56, 132), -1)
+        if hole:
+            left, top, right, bottom = HOLE
+            image[top:bottom, left:right] = GLASS
+    if pen:
+        left, top, right, bottom = PEN
+        image[top:bottom, left:right] = pen
+    return image
+
+
+def write_svs(path: Path, image: np.ndarray, *, mpp: float | None = 0.5, power: int | None = 20, levels: int = 3) -> Path:
+    """Write `image` as a tiled JPEG pyramid (1, 1/4, 1/16) that OpenSlide takes for an Aperio scan."""
+    facts = "".join([f"|AppMag = {power}" if power else "", f"|MPP = {mpp:.4f}" if mpp else ""])
+    with tifffile.TiffWriter(path) as out:
+        for level in range(levels):
+            shape = (image.shape[1] >> 2 * level, image.shape[0] >> 2 * level)
+            pixels = image if level == 0 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+            text = f"Aperio Image Library v11.2.1 \r\n{shape[0]}x{shape[1]} (256x256) JPEG/YCC Q=90{facts}"
+            settings = {"tile": (256, 256), "compression": "jpeg", "compressionargs": {"level": 90}, "photometric": "rgb"}
+            out.write(pixels, description=text, metadata=None, software=False, **settings)
+    return path
+
+
+def break_tiles(path: Path, tiles: list[tuple[int, int]]) -> Path:
+    """Overwrite the start of the level-0 tiles (column, row) so that they cannot be decoded."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        across = -(-page.imagewidth // 256)
+        starts = [page.dataoffsets[row * across + column] for column, row in tiles]
+    with open(path, "r+b") as handle:
+        for start in starts:
+            handle.seek(start)
+            handle.write(b"\0" * 64)
+    return path

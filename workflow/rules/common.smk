@@ -1,0 +1,105 @@
+"""Configuration and the functions that the rules share."""
+
+import fcntl
+import functools
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+SRC = str(Path(workflow.basedir) / "src")
+sys.path.insert(0, SRC)  # this file and script:
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(SRC)}; ")  # shell:
+
+from pipeline import study as studies
+from pipeline.config import validate
+from pipeline.errors import InputError
+from pipeline.provenance import code_version
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+def or_stop(function, *arguments):
+    """The function's value; bad input ends Snakemake with the message alone."""
+    try:
+        return function(*arguments)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def forget_dead_locks():
+    """Remove the locks of a driver that was killed: the kernel released its flock with it, Snakemake's files stayed.
+
+    A living driver holds the flock, so its locks are left alone and Snakemake says that the folder is locked.
+    Returns the open file, to be kept until the process ends.
+    """
+    folder = Path(".snakemake")
+    folder.mkdir(exist_ok=True)
+    handle = open(folder / "driver", "w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return handle
+    for lock in (folder / "locks").glob("*"):
+        lock.unlink(missing_ok=True)
+    return handle
+
+
+SETTINGS = or_stop(validate, config, "config", "config/config.yaml or --config")
+if workflow.is_main_process:
+    DRIVER = forget_dead_locks()
+    for name in or_stop(studies.cohort_names):
+        or_stop(studies.load_study, SETTINGS, name)
+
+
+@functools.cache
+def study(cohort):
+    return or_stop(studies.load_study, SETTINGS, cohort)
+
+
+def of_study(function):
+    """`function(study)` as an input or params function of a rule with the wildcard `cohort`."""
+    return lambda wildcards: or_stop(function, study(wildcards.cohort))
+
+
+def setting(*keys):
+    """One value of the study, by the keys that lead to it."""
+    return lambda wildcards: functools.reduce(lambda block, key: block[key], keys, study(wildcards.cohort))
+
+
+def chunks(cohort):
+    return range(study(cohort)["slides"]["chunks"])
+
+
+def folds(cohort):
+    return range(study(cohort)["splits"]["folds"])
+
+
+def has_slides(cohort):
+    return "wsi" in or_stop(studies.modalities, study(cohort))
+
+
+def manifest(wildcards):
+    """The cohort's manifest of features, or nothing where it has no slides."""
+    encoder = study(wildcards.cohort)["slides"]["encoder"]
+    return [f"results/{wildcards.cohort}/slides/manifest-{encoder}.tsv"] if has_slides(wildcards.cohort) else []
+
+
+def matrix(wildcards):
+    return [f"results/{wildcards.cohort}/omics/omics.h5"] if study(wildcards.cohort)["omics"]["tables"] else []
+
+
+def model_files(wildcards, name):
+    """`name` of every model of the cohort that can run."""
+    models = or_stop(studies.models_to_run, study(wildcards.cohort))
+    return [f"results/{wildcards.cohort}/{model}/{name}" for model in models]
+
+
+wildcard_constraints:
+    cohort=r"[A-Za-z0-9_]+",
+    model=r"[a-z0-9_]+(\+[A-Za-z0-9_]+)?",
+    encoder=r"[A-Za-z0-9_.-]+",
+    fold=r"\d+",
+    chunk=r"\d+",

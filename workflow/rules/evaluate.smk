@@ -1,0 +1,59 @@
+"""Metrics with intervals from predictions alone, and the cohort's summary."""
+
+
+def fold_files(name):
+    return lambda w: [f"results/{w.cohort}/{w.model}/fold{k}/{name}" for k in folds(w.cohort)]
+
+
+rule evaluate:
+    input:
+        patients="results/{cohort}/cohort/patients.tsv",
+        splits="results/{cohort}/cohort/splits.tsv",
+        predictions=fold_files("predictions.tsv"),
+        history=fold_files("history.tsv"),
+        model=fold_files("model.yaml"),
+    output:
+        "results/{cohort}/{model}/evaluation.tsv",
+    log:
+        "results/{cohort}/logs/evaluate_{model}.log",
+    benchmark:
+        "results/{cohort}/benchmarks/evaluate_{model}.tsv"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        endpoint=setting("endpoint"),
+        bootstrap=setting("evaluation", "bootstrap"),
+        seed=setting("seed"),
+        code=code_version("pipeline.evaluation"),
+    script:
+        "../scripts/evaluate.py"
+
+
+rule summary:
+    input:
+        lambda w: model_files(w, "evaluation.tsv"),
+    output:
+        report(
+            "results/{cohort}/summary.tsv",
+            category="Summary",
+            labels={"cohort": "{cohort}"},
+            caption="../report/summary.rst",
+        ),
+    log:
+        "results/{cohort}/logs/summary.log",
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        not_run=of_study(studies.not_run),
+        endpoint=setting("endpoint"),
+        code=code_version("pipeline.evaluation.summary"),
+    script:
+        "../scripts/summary.py"

@@ -1,0 +1,46 @@
+"""One self-contained page a cohort."""
+
+
+rule report_page:
+    input:
+        summary="results/{cohort}/summary.tsv",
+        predictions=lambda w: [
+            f"results/{w.cohort}/{m}/fold{k}/predictions.tsv"
+            for m in or_stop(studies.models_to_run, study(w.cohort))
+            for k in folds(w.cohort)
+        ],
+        history=lambda w: [
+            f"results/{w.cohort}/{m}/fold{k}/history.tsv"
+            for m in or_stop(studies.models_to_run, study(w.cohort))
+            for k in folds(w.cohort)
+        ],
+        patients="results/{cohort}/cohort/patients.tsv",
+        flow="results/{cohort}/cohort/flow.tsv",
+        excluded="results/{cohort}/excluded.tsv",
+        splits="results/{cohort}/cohort/splits.tsv",
+        manifest=manifest,
+    output:
+        page=report(
+            "results/{cohort}/report.html",
+            category="Report",
+            labels={"cohort": "{cohort}"},
+            caption="../report/report.rst",
+        ),
+    log:
+        "results/{cohort}/logs/report_page.log",
+    benchmark:
+        "results/{cohort}/benchmarks/report_page.tsv"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    params:
+        title=setting("title"),
+        models=of_study(studies.models_to_run),
+        folds=lambda w: len(folds(w.cohort)),
+        settings=of_study(studies.report_settings),
+        code=code_version("pipeline.report"),
+    script:
+        "../scripts/report_page.py"

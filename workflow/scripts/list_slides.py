@@ -1,0 +1,9 @@
+from pipeline.logs import logged
+from pipeline.slides.listing import list_slides
+from pipeline.tables import write_table
+
+with logged(snakemake.log[0]):
+    p = snakemake.params
+    table = snakemake.input.get("table")
+    slides = list_slides(p.folder, pattern=p.pattern, patient_regex=p.patient_id_pattern, table=table)
+    write_table(slides, snakemake.output[0])

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+from pipeline.logs import logged
+from pipeline.slides.extract import patches_chunk
+from pipeline.slides.listing import read_chunk
+from pipeline.slides.patches import PatchSettings
+
+with logged(snakemake.log[0]):
+    p, manifest = snakemake.params, Path(snakemake.output[0])
+    slides = read_chunk(snakemake.input.slides, int(snakemake.wildcards.chunk), p.chunks)
+    patches_chunk(snakemake.input.tissue, slides, manifest.parent, manifest, PatchSettings(**p.settings))
