@@ -129,26 +129,24 @@ def read_numbers(
 
 
 def _numbers(cells: list[str], names: list[str], path: str | Path, row: int) -> np.ndarray:
-    """One row as float32 [F]; the whole row at once, cell by cell only where that fails."""
+    """One row as float32 [F]; cell by cell only where the row as a whole is not plain numbers."""
     try:
-        values = np.array(cells, dtype=np.float64)
+        values = np.array(list(map(float, cells)))
     except ValueError:
-        values = np.array([_number(cell) for cell in cells], dtype=np.float64)
-        good = ~np.isnan(values) | np.array([cell in MISSING for cell in cells])
-    else:
-        good = np.ones(len(cells), dtype=bool)
-    good &= ~(np.abs(values) > np.finfo(np.float32).max)
-    if not good.all():
-        at = int(np.flatnonzero(~good)[0])
+        values = np.array([_number(cell) for cell in cells])
+    bad = np.abs(values) > np.finfo(np.float32).max
+    if bad.any():
+        at = int(bad.argmax())
         raise _not_a_number(path, row, names[at], cells[at], allow_missing=True)
     return values.astype(np.float32)
 
 
 def _number(cell: str) -> float:
+    """The number in a cell: NaN where it is missing, infinite where it is none."""
     try:
-        return float(cell)
+        return np.nan if cell in MISSING else float(cell)
     except ValueError:
-        return np.nan
+        return np.inf
 
 
 def check_patients(table: pd.DataFrame, path: str | Path, *, column: str = "patient_id", unique: bool = True) -> None:

@@ -128,3 +128,12 @@ def test_attention_that_sums_to_one_does_so_and_skips_padding(name, inputs, draw
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
         if weights.shape[-1] == 15:  # patches: 9 and 13 real ones of 15
             assert (weights[0, ..., 9:] == 0).all()
+
+
+@pytest.mark.parametrize("name, variant", VARIANTS)
+def test_mixed_precision_runs_and_stays_close(name, variant, inputs, draw, stack):
+    model, batch = build(name, inputs, variant).eval(), stack([draw(9), draw(13)])
+    exact = model(batch).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(batch).logits
+    torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.1)

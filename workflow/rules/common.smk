@@ -97,6 +97,39 @@ def model_files(wildcards, name):
     return [f"results/{wildcards.cohort}/{model}/{name}" for model in models]
 
 
+def fold_files(name):
+    """`name` of every fold of one model."""
+    return lambda w: [f"results/{w.cohort}/{w.model}/fold{k}/{name}" for k in folds(w.cohort)]
+
+
+def all_folds(name):
+    """`name` of every fold of every model of the cohort that can run."""
+    return lambda w: [file for k in folds(w.cohort) for file in model_files(w, f"fold{k}/{name}")]
+
+
+def chunk_files(stage):
+    """The manifests of a stage of the slides, one a chunk; the stage may be a wildcard in braces."""
+    return lambda w: [f"results/{w.cohort}/slides/{stage.format(**w)}/chunk{i}.tsv" for i in chunks(w.cohort)]
+
+
+def slide_files(wildcards):
+    """What must exist before a chunk's slides can be opened: the demo's are made first."""
+    synthetic = study(wildcards.cohort)["synthetic"]
+    return [f"results/{wildcards.cohort}/data/made/chunk{wildcards.chunk}.tsv"] if synthetic else []
+
+
+def slide_table(wildcards):
+    """The cohort's own list of slides, if it gives one."""
+    settings = study(wildcards.cohort)
+    table = settings["slides"]["table"]
+    return [studies.data_path(settings, table)] if table else []
+
+
+def encoder_gpus(wildcards):
+    """Handcrafted features need no GPU."""
+    return 0 if wildcards.encoder == "stain_texture" else 1
+
+
 wildcard_constraints:
     cohort=r"[A-Za-z0-9_]+",
     model=r"[a-z0-9_]+(\+[A-Za-z0-9_]+)?",

@@ -34,7 +34,7 @@ rule demo_tables:
 
 rule demo_slides:
     output:
-        "results/demo/data/made/chunk{chunk}.tsv",
+        f"{DEMO}/made/chunk{{chunk}}.tsv",
     log:
         "results/demo/logs/demo_slides_{chunk}.log",
     benchmark:
@@ -46,7 +46,7 @@ rule demo_slides:
         mem_mb=1500,
         runtime=20,
     params:
-        folder=DEMO,
+        folder=lambda w, output: str(Path(output[0]).parents[1]),
         patients=SETTINGS["demo"]["patients"],
         seed=SETTINGS["demo"]["seed"],
         chunks=len(chunks("demo")),

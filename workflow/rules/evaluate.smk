@@ -1,10 +1,6 @@
 """Metrics with intervals from predictions alone, and the cohort's summary."""
 
 
-def fold_files(name):
-    return lambda w: [f"results/{w.cohort}/{w.model}/fold{k}/{name}" for k in folds(w.cohort)]
-
-
 rule evaluate:
     input:
         patients="results/{cohort}/cohort/patients.tsv",

@@ -4,16 +4,8 @@
 rule report_page:
     input:
         summary="results/{cohort}/summary.tsv",
-        predictions=lambda w: [
-            f"results/{w.cohort}/{m}/fold{k}/predictions.tsv"
-            for m in or_stop(studies.models_to_run, study(w.cohort))
-            for k in folds(w.cohort)
-        ],
-        history=lambda w: [
-            f"results/{w.cohort}/{m}/fold{k}/history.tsv"
-            for m in or_stop(studies.models_to_run, study(w.cohort))
-            for k in folds(w.cohort)
-        ],
+        predictions=all_folds("predictions.tsv"),
+        history=all_folds("history.tsv"),
         patients="results/{cohort}/cohort/patients.tsv",
         flow="results/{cohort}/cohort/flow.tsv",
         excluded="results/{cohort}/excluded.tsv",

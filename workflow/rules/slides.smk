@@ -4,22 +4,6 @@ The per-slide files are not declared as outputs: Snakemake would delete them whe
 """
 
 
-def slide_files(wildcards):
-    """What must exist before a chunk's slides can be opened: the demo's are made first."""
-    synthetic = study(wildcards.cohort)["synthetic"]
-    return [f"results/{wildcards.cohort}/data/made/chunk{wildcards.chunk}.tsv"] if synthetic else []
-
-
-def slide_table(wildcards):
-    settings = study(wildcards.cohort)
-    table = settings["slides"]["table"]
-    return [studies.data_path(settings, table)] if table else []
-
-
-def encoder_gpus(wildcards):
-    return 0 if wildcards.encoder == "stain_texture" else 1
-
-
 rule list_slides:
     input:
         table=slide_table,
@@ -97,7 +81,7 @@ rule features:
         slides="results/{cohort}/slides/slides.tsv",
         patches="results/{cohort}/slides/patches/chunk{chunk}.tsv",
     output:
-        "results/{cohort}/slides/{encoder}/chunk{chunk}.tsv",
+        "results/{cohort}/slides/features/{encoder}/chunk{chunk}.tsv",
     log:
         "results/{cohort}/logs/features_{encoder}_{chunk}.log",
     benchmark:
@@ -116,7 +100,10 @@ rule features:
         threads=setting("slides", "threads"),
         max_bad_share=setting("slides", "max_bad_share"),
         code=code_version(
-            "pipeline.slides.encoders", "pipeline.slides.stain_texture", "pipeline.slides.extract", "pipeline.slides.features"
+            "pipeline.slides.encoders",
+            "pipeline.slides.stain_texture",
+            "pipeline.slides.extract",
+            "pipeline.slides.features",
         ),
     script:
         "../scripts/features.py"
@@ -125,9 +112,9 @@ rule features:
 rule slide_manifest:
     input:
         slides="results/{cohort}/slides/slides.tsv",
-        tissue=lambda w: [f"results/{w.cohort}/slides/tissue/chunk{i}.tsv" for i in chunks(w.cohort)],
-        patches=lambda w: [f"results/{w.cohort}/slides/patches/chunk{i}.tsv" for i in chunks(w.cohort)],
-        features=lambda w: [f"results/{w.cohort}/slides/{w.encoder}/chunk{i}.tsv" for i in chunks(w.cohort)],
+        tissue=chunk_files("tissue"),
+        patches=chunk_files("patches"),
+        features=chunk_files("features/{encoder}"),
     output:
         "results/{cohort}/slides/manifest-{encoder}.tsv",
     log:

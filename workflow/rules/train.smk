@@ -27,6 +27,8 @@ rule train_fold:
         gpu=0,
     params:
         settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model),
-        code=code_version("pipeline.training", "pipeline.nn", "pipeline.models", "pipeline.cohort", "pipeline.omics.scaling"),
+        code=code_version(
+            "pipeline.training", "pipeline.nn", "pipeline.models", "pipeline.cohort", "pipeline.omics.scaling"
+        ),
     script:
         "../scripts/train_fold.py"

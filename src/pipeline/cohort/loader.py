@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.cohort.record import Bag, Patient
+from pipeline.errors import InputError
 from pipeline.omics.scaling import Scaler
 
 RESIDENT_BYTES = 6 << 30  # above it the features stay on disk and are mapped
@@ -27,14 +28,21 @@ class BagStore:
     scaler: Scaler | None = None
 
     @classmethod
-    def open(cls, files: Mapping[str, Sequence[str | Path]], width: int) -> BagStore:
-        """Open every patient's feature files; held in memory while all of them fit, mapped from disk otherwise."""
+    def open(cls, files: Mapping[str, Sequence[str | Path]]) -> BagStore:
+        """Open every patient's feature files; held in memory while all of them fit, mapped from disk otherwise.
+
+        Raises `InputError` for a file that cannot be read and for files of different widths.
+        """
         from pipeline.slides.features import map_features
 
         mapped = {patient: [map_features(path) for path in paths] for patient, paths in files.items()}
         if sum(x.nbytes for arrays in mapped.values() for x in arrays) <= RESIDENT_BYTES:
             mapped = {patient: [np.array(x) for x in arrays] for patient, arrays in mapped.items()}
-        return cls(width, mapped)
+        widths = {x.shape[1]: path for patient, arrays in mapped.items() for x, path in zip(arrays, files[patient], strict=True)}
+        if len(widths) > 1:
+            found = "; ".join(f"{width} in {path}" for width, path in sorted(widths.items()))
+            raise InputError("feature files of different widths", found=found, expected="one encoder for all slides")
+        return cls(next(iter(widths)), mapped)
 
     def fit_scaling(self, patients: Sequence[str]) -> None:
         """Mean and standard deviation [d] over all patches of `patients` (the training fold); constant features divide by 1."""

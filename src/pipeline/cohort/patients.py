@@ -52,16 +52,10 @@ def build_cohort(
     modality that is given makes a column ``has_<modality>``. Raises `InputError` as the readers do and as `join_cohort` does
     (then `excluded` is written all the same).
     """
-    options = dict(followup)
-    file = options.pop("file")
-    present: dict[str, set[str]] = {}
-    if omics is not None:
-        present["omics"] = set(read_matrix(omics).patients)
-    for name, spec in (vectors or {}).items():
-        options_of_table = dict(spec)
-        present[name] = set(read_vectors(options_of_table.pop("file"), **options_of_table).patients)
+    present = {} if omics is None else {"omics": set(read_matrix(omics).patients)}
+    present |= {name: set(read_vectors(**spec).patients) for name, spec in (vectors or {}).items()}
     slides = None if manifest is None else read_manifest(manifest)
-    cohort = join_cohort(read_followup(file, **options), present, slides)
+    cohort = join_cohort(read_followup(**followup), present, slides)
     tables.write_table(cohort.excluded, excluded)
     check_share(cohort, min_share)
     tables.write_table(cohort.patients, patients)

@@ -27,37 +27,37 @@ class Vectors:
     columns: tuple[str, ...]
 
 
-def read_vectors(path: str | Path, columns: Sequence[str] | None = None, *, patient_id: str = "patient_id") -> Vectors:
+def read_vectors(file: str | Path, columns: Sequence[str] | None = None, *, patient_id: str = "patient_id") -> Vectors:
     """Read the numeric columns named by `columns` (names or patterns such as ``gene_*``, in that order), by default all that
     hold nothing but numbers. A patient without any value is left out: he lacks the modality.
 
     Raises `InputError` for a column that looks like an outcome or a split, listed or not, for a listed column that is absent or
     holds text, for a repeated or unsafe patient id, and when no column or no value is left.
     """
-    table = tables.read_table(path, patient_id=patient_id)
+    table = tables.read_table(file, patient_id=patient_id)
     offered = [name for name in table.columns if name != "patient_id"]
-    chosen = offered if columns is None else _match(columns, offered, path)
-    refuse_labels(chosen, path)
+    chosen = offered if columns is None else _match(columns, offered, file)
+    refuse_labels(chosen, file)
     if columns is None:
         text = [name for name in offered if (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).any()]
         if text:
-            log.info("%s: %d columns hold text and are not read: %s", path, len(text), ", ".join(text))
+            log.info("%s: %d columns hold text and are not read: %s", file, len(text), ", ".join(text))
         chosen = [name for name in offered if name not in text]
-    values = tables.numeric(table, chosen, path).to_numpy(np.float32)
+    values = tables.numeric(table, chosen, file).to_numpy(np.float32)
     some = ~np.isnan(values).all(axis=1)
     if not some.any():
-        raise InputError("holds no numeric value", file=path, found=", ".join(offered[:8]), expected="at least one numeric column")
+        raise InputError("holds no numeric value", file=file, found=", ".join(offered[:8]), expected="at least one numeric column")
     order = [row for row in np.argsort(table["patient_id"].to_numpy(str), kind="stable") if some[row]]
     return Vectors(values[order], tuple(table["patient_id"].iloc[order]), tuple(chosen))
 
 
-def _match(patterns: Sequence[str], offered: Sequence[str], path: str | Path) -> list[str]:
+def _match(patterns: Sequence[str], offered: Sequence[str], file: str | Path) -> list[str]:
     chosen: dict[str, None] = {}
     for pattern in patterns:
         hits = [name for name in offered if name == pattern or fnmatchcase(name, pattern)]
         if not hits:
             seen = ", ".join([*offered[:8], *["…"][: len(offered) > 8]])
             problem = f"lacks the column {pattern!r}"
-            raise InputError(problem, file=path, found=seen, expected=repr(pattern), remedy=nearest(pattern, offered))
+            raise InputError(problem, file=file, found=seen, expected=repr(pattern), remedy=nearest(pattern, offered))
         chosen.update(dict.fromkeys(hits))
     return list(chosen)

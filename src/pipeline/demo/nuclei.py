@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.demo.texture import SHEET, sheets
 
 VARIANTS = 96
+MARGIN = 40  # pixels; no stamp reaches further
 
 
 def draw_stamps(rng: np.random.Generator, radius: float, darkness: float, elongation: float, angles: np.ndarray) -> np.ndarray:
@@ -35,15 +36,15 @@ def draw_stamps(rng: np.random.Generator, radius: float, darkness: float, elonga
     return np.clip(100 * shade * body * density, 0, 255).astype(np.uint8)
 
 
-def grid(rng: np.random.Generator, shape: tuple[int, int], spacing: float, margin: int) -> np.ndarray:
-    """int [N, 2] (row, column) of a jittered hexagonal grid at least `margin` pixels inside `shape`."""
-    rows = np.arange(margin, shape[0] - margin, spacing * 0.866)
-    columns = np.arange(margin, shape[1] - margin, spacing)
+def grid(rng: np.random.Generator, shape: tuple[int, int], spacing: float, jitter: float = 0.19) -> np.ndarray:
+    """int [N, 2] (row, column) of a hexagonal grid, `MARGIN` pixels or more inside `shape`; `jitter` in units of `spacing`."""
+    rows = np.arange(MARGIN, shape[0] - MARGIN, spacing * 0.866)
+    columns = np.arange(MARGIN, shape[1] - MARGIN, spacing)
     points = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
     points[1::2, :, 1] += spacing / 2
-    points += rng.normal(0, 0.19 * spacing, points.shape)
+    points += rng.normal(0, jitter * spacing, points.shape)
     points = points.reshape(-1, 2)
-    return np.rint(points.clip(margin, np.array(shape) - margin - 1)).astype(int)
+    return np.rint(points.clip(MARGIN, np.array(shape) - MARGIN - 1)).astype(int)
 
 
 def press(canvas: np.ndarray, points: np.ndarray, stamps: np.ndarray, which: np.ndarray) -> None:

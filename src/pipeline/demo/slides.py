@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 TILE = 256
 QUALITY = 75
 MPP, POWER = 0.5, 20
-DOWNSAMPLES = (4, 16)
+LEVELS, STEP = 2, 4  # coarser levels, and the downsample from each to the next
 THUMBNAIL = 768
 TRUNCATED_AT = 0.3
 RECIPE = 1  # raise it when the drawing changes: slides of an older recipe are made again
@@ -72,7 +72,10 @@ def _write_aperio(path: Path, image: np.ndarray, slide: PlannedSlide) -> None:
     import tifffile
 
     height, width = image.shape[:2]
-    levels = [cv2.resize(image, (width // d, height // d), interpolation=cv2.INTER_AREA) for d in DOWNSAMPLES]
+    levels = []
+    for _ in range(LEVELS):
+        finer = levels[-1] if levels else image
+        levels.append(cv2.resize(finer, (finer.shape[1] // STEP, finer.shape[0] // STEP), interpolation=cv2.INTER_AREA))
     shrink = THUMBNAIL / max(height, width)
     thumbnail = cv2.resize(levels[0], (round(width * shrink), round(height * shrink)), interpolation=cv2.INTER_AREA)
     maker = "Aperio Image Library v12.0.15 \r\n"

@@ -33,7 +33,7 @@ class Fold:
     test: follow-up of the predicted test patients, sorted by id; risk [n]; survival [n, T] at `edges` [T] (months).
     train: follow-up of the training fold, the reference for censoring.
     unpredicted: patient → reason, for every test patient without a prediction (all of them where the fold failed).
-    history: epoch, train_loss, inner_c_index, test_c_index (empty where the model has none).
+    history: epoch, train_loss, inner_c_index, test_c_index, inner_loss (NaN where not recorded; no rows without a history).
     """
 
     number: int
@@ -175,6 +175,6 @@ def _edge(column: str, path: Path) -> float:
 def _read_history(path: Path) -> pd.DataFrame:
     columns = ["epoch", "train_loss", "inner_c_index", "test_c_index"]
     if not path.is_file():
-        return pd.DataFrame(columns=columns, dtype=float)
-    table = read_table(path, columns)
-    return table[columns].apply(pd.to_numeric, errors="coerce").astype(float)  # a diverged epoch may hold "nan" or "inf"
+        return pd.DataFrame(columns=[*columns, "inner_loss"], dtype=float)
+    table = read_table(path, columns).reindex(columns=[*columns, "inner_loss"])
+    return table.apply(pd.to_numeric, errors="coerce").astype(float)  # a diverged epoch may hold "nan" or "inf"

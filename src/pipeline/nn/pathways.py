@@ -20,6 +20,8 @@ class GroupedEncoder(nn.Module):
     Parameters are stored without padding and initialised by each group's own fan-in, so counts and function are those of G
     separate networks. For the first layer groups of similar size share one batched matmul on weights that are zero-padded to
     the largest of them (one padded block for all would make the 19 one-gene pathways as wide as the largest hallmark set).
+    What this saves is the cost of 2·G small layers (kernel launches, graph nodes); reading the weights and writing their gradients,
+    which is what is left on one CPU core, it cannot save.
     Dropout acts on the [B, G, width] activations, none of which is padding; it draws one mask for all groups where the loop
     draws one a group: the same distribution, another sequence of random numbers.
     """
@@ -70,13 +72,14 @@ class GroupedEncoder(nn.Module):
         """A copy of one group's network as ordinary layers, [B, n_g] → [B, width]: for attribution and for comparison."""
         start, size = sum(self.sizes[:group]), self.sizes[group]
         copy = nn.Sequential(snn_block(size, self.width, self.dropout), snn_block(self.width, self.width, self.dropout))
+        copy.to(self.weight_in.device, self.weight_in.dtype).train(self.training)
         first, second = copy[0][0], copy[1][0]
         with torch.no_grad():
             first.weight.copy_(self.weight_in[start : start + size].T)
             second.weight.copy_(self.weight_out[group].T)
             first.bias.copy_(self.bias_in[group])
             second.bias.copy_(self.bias_out[group])
-        return copy.train(self.training)
+        return copy
 
 
 def _layout(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], Tensor, Tensor]:

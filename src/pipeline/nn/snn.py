@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -21,7 +22,7 @@ def snn_block(width_in: int, width_out: int, dropout: float, activation: str = "
 def snn_layers(width_in: int, hidden: Sequence[int], dropout: float, activation: str = "elu") -> nn.Sequential:
     """A chain of SNN blocks of the widths `hidden`."""
     widths = [width_in, *hidden]
-    return nn.Sequential(*(snn_block(a, b, dropout, activation) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+    return nn.Sequential(*(snn_block(a, b, dropout, activation) for a, b in pairwise(widths)))
 
 
 def init_self_normalising(module: nn.Module) -> None:

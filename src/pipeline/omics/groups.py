@@ -49,7 +49,11 @@ def _from_gmt(path: Path) -> dict[str, list[str]]:
             continue
         if not name or not rest:
             raise InputError(
-                "line is not a gene set", file=path, row=number, found=line[:40], expected="name, description and genes, separated by tabs"
+                "line is not a gene set",
+                file=path,
+                row=number,
+                found=line.strip()[:40],
+                expected="name, description and genes, separated by tabs",
             )
         if name in sets:
             raise InputError("gene set appears twice", file=path, row=number, found=name, expected="each name once")

@@ -45,9 +45,7 @@ def build_matrix(specs: Sequence[Mapping[str, Any]], output: str | Path) -> Omic
     for a feature that two tables give, and when no value is left.
     """
     if not specs:
-        raise InputError(
-            "no omics table is named", expected="at least one `file`", remedy="Name the tables in the cohort's configuration."
-        )
+        raise InputError("no omics table is named", expected="at least one `file`", remedy="Name the tables in the cohort's configuration.")
     blocks = [(Path(spec["file"]), read_omics_table(**spec)) for spec in specs]
     owner: dict[str, Path] = {}
     for file, block in blocks:

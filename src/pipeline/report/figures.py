@@ -163,11 +163,12 @@ def draw_training(folds: list[Fold], path: Path) -> None:
 
 
 def chosen_row(fold: Fold) -> int | None:
-    """Row of the history whose weights made the predictions, by the fold's rule: `last`, `inner` or `best_val`."""
+    """Row of the history whose weights made the predictions: the last, under `inner` the lowest inner loss, under `best_val` the best."""
     if fold.failure or fold.history.empty:
         return None
-    column = {"inner": "inner_c_index", "best_val": "test_c_index"}.get(fold.selection)
-    return _argmax(fold.history[column]) if column else len(fold.history) - 1
+    if fold.selection == "inner":
+        return _argmax(-fold.history.inner_loss)
+    return _argmax(fold.history.test_c_index) if fold.selection == "best_val" else len(fold.history) - 1
 
 
 def _argmax(values: pd.Series) -> int | None:

@@ -17,7 +17,7 @@ def findings(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _best(fair: pd.DataFrame) -> list[tuple[str, str]]:
     if fair.empty:
-        return [("problem", "No model has a C-index that was not selected on the test fold.")]
+        return [("problem", "No model has a C-index from an epoch that was fixed without the test patients.")]
     best = fair.iloc[0]
     interval = f"95 % interval {best.c_index_ci_low:.3f} to {best.c_index_ci_high:.3f}"
     text = f"{best.model} has the highest C-index: {best.c_index:.3f} ({interval}, mean over {best.folds:.0f} folds)."
@@ -48,7 +48,7 @@ def _optimistic(known: pd.DataFrame, fair: pd.DataFrame) -> list[tuple[str, str]
 
 def _failures(table: pd.DataFrame) -> list[tuple[str, str]]:
     failed = table[table.failed_folds != ""]
-    text = "{}: failed in fold {}; its figures are those of the other folds."
-    found = [("problem", text.format(row.model, row.failed_folds)) for row in failed.itertuples()]
+    rest = {True: "its figures are those of the other folds", False: "it has no figures"}
+    found = [("problem", f"{row.model}: failed in fold {row.failed_folds}; {rest[row.folds > 0]}.") for row in failed.itertuples()]
     absent = table.model[table.folds.isna()]
     return found + ([("caution", f"Not run: {', '.join(absent)} (reasons below).")] if len(absent) else [])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from shapely.errors import ShapelyError
 from shapely.geometry import MultiPolygon, Polygon, mapping, shape
 
 from pipeline.errors import InputError
@@ -37,7 +38,7 @@ def read_contours(path: str | Path) -> tuple[list[Polygon], dict[str, object]]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         features = content if isinstance(content, list) else content.get("features", [content])
         shapes = [shape(feature["geometry"]) for feature in features]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ShapelyError) as error:
         remedy = "Delete the file to have the tissue found again, or export the annotations anew."
         raise InputError(f"cannot be read as GeoJSON ({error})", file=path, expected="polygons", remedy=remedy) from error
     polygons: list[Polygon] = []

@@ -125,8 +125,13 @@ class NetworkEncoder:
         self.mean, self.std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (spec.mean, spec.std))
 
     def encode(self, patches: np.ndarray) -> np.ndarray:
-        parts = [self._encode(patches[i : i + self.batch_size]) for i in range(0, len(patches), self.batch_size)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+        features = np.zeros((len(patches), self.width), np.float32)
+        done = 0
+        while done < len(patches):  # the batch size may fall on the way
+            part = self._encode(patches[done : done + self.batch_size])
+            features[done : done + len(part)] = part
+            done += len(part)
+        return features
 
     def _encode(self, patches: np.ndarray) -> np.ndarray:
         """One batch; halved, for this and later batches, while it does not fit into the device's memory."""

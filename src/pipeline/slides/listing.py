@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipeline.errors import InputError
 from pipeline.identifiers import check_id
+from pipeline.slides.manifests import chunk_of
 from pipeline.tables import FIRST_ROW, numeric, read_table
 
 COLUMNS = ["slide_id", "patient_id", "path", "mpp"]
@@ -32,6 +33,19 @@ def list_slides(
     else:
         found = _from_table(Path(table), Path(folder) if folder is not None else Path(table).parent, pattern)
     return found[COLUMNS].sort_values("slide_id", ignore_index=True)
+
+
+def read_slides(path: str | Path) -> pd.DataFrame:
+    """``slides.tsv`` as written from `list_slides`; mpp as a number."""
+    slides = read_table(path, COLUMNS, patient_id="patient_id", unique=False)
+    slides["mpp"] = numeric(slides, "mpp", path)
+    return slides
+
+
+def read_chunk(path: str | Path, chunk: int, chunks: int) -> pd.DataFrame:
+    """The slides of one chunk of ``slides.tsv``."""
+    slides = read_slides(path)
+    return slides[slides["slide_id"].map(lambda slide: chunk_of(slide, chunks)) == chunk].reset_index(drop=True)
 
 
 def _files(folder: Path, pattern: str) -> dict[str, Path]:

@@ -36,8 +36,8 @@ def run_slides(
 ) -> None:
     """Call `process` with every row of `slides` and write the manifest: slide_id, status, reason, remedy and `columns`.
 
-    `process` returns a row's `columns`, and what else it wants in the log. What it raises fails that slide alone, except a lack of memory, a full disk and errors of
-    the device (RuntimeError): they would meet every later slide too and are passed on.
+    `process` returns a row's `columns`, and what else it wants in the log. What it raises fails that slide alone, except a lack of
+    memory, a full disk and errors of the device (RuntimeError): they would meet every later slide too and are passed on.
     """
     from tqdm import tqdm
 

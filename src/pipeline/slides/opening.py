@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PLAUSIBLE_MPP = (0.05, 4.0)  # µm per pixel: beyond a 200x scan and a 2.5x scan
 MPP_TIMES_POWER = 10.0  # a 40x scan has 0.25 µm per pixel
 BLOCK = 2048  # level pixels read at a time for an overview: 16 MiB
-SMALLEST_BLOCK = 256
+SMALLEST_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def overview(slide: Slide, downsample: float, max_unreadable: float = 0.1) -> np
     """The whole slide as uint8 [⌈H/downsample⌉, ⌈W/downsample⌉, 3]; pixel (r, c) covers level-0 pixels from (c, r) · downsample.
 
     Read in blocks from the nearest finer level, so that a slide without a pyramid takes time but no memory. A block that
-    cannot be read is cut in four down to one tile, which stays white; more than `max_unreadable` of the area raises `InputError`.
+    cannot be read is cut in four down to 64 pixels, which stay white; more than `max_unreadable` of the area raises `InputError`.
     """
     level = slide.level_for(downsample)
     scale = downsample / slide.downsamples[level]

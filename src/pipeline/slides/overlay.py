@@ -19,7 +19,7 @@ OUTER, HOLE = (0, 160, 0), (255, 90, 0)  # RGB: green is in no common stain, ora
 def draw_overlay(slide: Slide, polygons: Sequence[Polygon], path: str | Path) -> None:
     """Write a PNG of the slide, at most 1024 pixels on its longer side, with outer contours in green and holes in orange."""
     downsample = max(1.0, max(slide.dimensions) / LONGEST)
-    image = overview(slide, downsample)
+    image = overview(slide, downsample, max_unreadable=1.0)  # a picture with gaps beats none
     for polygon in polygons:
         for ring, colour in [(polygon.exterior, OUTER), *((hole, HOLE) for hole in polygon.interiors)]:
             points = np.round(np.asarray(ring.coords) / downsample - 0.5).astype(np.int32)

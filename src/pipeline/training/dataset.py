@@ -31,8 +31,6 @@ class Offered:
 
 def load_bags(manifest: Path, patients: pd.DataFrame, train: Sequence[str], scaling: str) -> BagStore:
     """Every patient's feature files, as the cohort's table lists his slides; `scaling` is `none` or `zscore`."""
-    from pipeline.slides.features import feature_width
-
     rows = read_table(manifest, ["slide_id", "status", "features"])
     paths = dict(zip(rows["slide_id"], rows["features"], strict=True))
     files = {
@@ -42,10 +40,7 @@ def load_bags(manifest: Path, patients: pd.DataFrame, train: Sequence[str], scal
     }
     if not files:
         raise InputError("no patient of the cohort has features", file=manifest)
-    widths = {feature_width(paths[0]) for paths in files.values()}
-    if len(widths) > 1:
-        raise InputError("feature files of different widths", file=manifest, found=sorted(widths), expected="one encoder")
-    store = BagStore.open(files, widths.pop())
+    store = BagStore.open(files)
     if scaling == "zscore":
         store.fit_scaling(train)
     return store

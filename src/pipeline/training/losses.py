@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.nn.hazards import log_hazards, log_survival
+
 
 def discrete_nll(logits: Tensor, y: Tensor, event: Tensor, alpha: float = 0.0) -> Tensor:
     """Negative log-likelihood of discrete-time hazards, one value a patient [B].
 
     logits [B, K] are log-odds of the hazards h_k = σ(z_k); S_k = Π_{j≤k} (1−h_j), S_{−1} = 1.
     Event: −log S_{y−1} − log h_y; censored: −(1−α) log S_y (Zadeh & Schmid 2020, as used by MCAT; α = 0 is the plain likelihood).
-    Stable form: log h = −softplus(−z), log(1−h) = −softplus(z).
     """
-    log_survival = -functional.softplus(logits).cumsum(dim=1)  # log S_k
-    before = functional.pad(log_survival, (1, 0))  # log S_{k−1}
+    after = log_survival(logits)  # log S_k
+    before = functional.pad(after, (1, 0))  # log S_{k−1}
     at = y[:, None]
-    happened = -before.gather(1, at) + functional.softplus(-logits.gather(1, at))
-    censored = -(1.0 - alpha) * log_survival.gather(1, at)
+    happened = -before.gather(1, at) - log_hazards(logits).gather(1, at)
+    censored = -(1.0 - alpha) * after.gather(1, at)
     return torch.where(event[:, None], happened, censored).squeeze(1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,11 @@ from torch import nn
 
 from pipeline.errors import InputError, nearest
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,  # weight decay is added to the gradient (L2)
+    "adamw": torch.optim.AdamW,  # decoupled
+    "radam": partial(torch.optim.RAdam, decoupled_weight_decay=True),  # decoupled, as in SurvPath's code
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Protocol:
         return cls(**settings)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Adam and RAdam add weight decay to the gradient (L2), AdamW decouples it: as the libraries define them."""
+        """The optimiser of all parameters that can be trained."""
         return OPTIMIZERS[self.optimizer](model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:

@@ -36,8 +36,8 @@ def test_rows_without_time_or_event_are_excluded_and_listed_with_their_place(tmp
     assert followup.patients["patient_id"].tolist() == ["P3"]
     excluded = followup.excluded.set_index("id")
     assert excluded["reason"].str.replace(f"{tmp_path}/", "").to_dict() == {
-        "P1": "f.tsv, row 2, column 'os': time is missing; expected months of follow-up.",
-        "P2": "f.tsv, row 4, column 'dead': event flag is missing; expected 0 or 1.",
+        "P1": "f.tsv, row 2, column 'os': cell is empty; expected months of follow-up.",
+        "P2": "f.tsv, row 4, column 'dead': cell is empty; expected 0 or 1.",
     }
     assert set(excluded["stage"]) == {"follow-up"}
     assert set(excluded["remedy"]) == {"Fill in the cell to include the patient."}
@@ -60,7 +60,7 @@ def test_rows_without_time_or_event_are_excluded_and_listed_with_their_place(tmp
         (
             "P1 1 0\nP2  1\n",
             {"on_bad_row": "stop", "unit": "days"},
-            "f.tsv, row 3, column 'os': time is missing; expected days of follow-up. Fill in the cell to include the patient.",
+            "f.tsv, row 3, column 'os': cell is empty; expected days of follow-up. Fill in the cell to include the patient.",
         ),
         (
             "P1 1 0\nP2 1 2\n",

@@ -57,7 +57,7 @@ def test_everything_left_out_is_listed_with_stage_reason_and_remedy(tmp_path):
         "kind\tid\tstage\treason\tremedy\n"
         "slide\tS4\ttissue\tcannot be opened\tCopy it again.\n"
         "slide\tS5\ttissue\tcannot be opened\tCopy it again.\n"
-        "patient\tP3\tfollow-up\tfollowup.tsv, row 4, column 'os': time is missing; expected months of follow-up.\t"
+        "patient\tP3\tfollow-up\tfollowup.tsv, row 4, column 'os': cell is empty; expected months of follow-up.\t"
         "Fill in the cell to include the patient.\n"
         "patient\tP4\tcohort\t1 of 1 listed slides failed, no omics\tMend or add data of the patient.\n"
         "patient\tX9\tcohort\thas data but is not in the follow-up table\tAdd the patient to the follow-up table.\n"
@@ -97,7 +97,7 @@ def test_a_cohort_that_shrinks_too_far_stops_with_the_list(tmp_path):
         build_cohort(followup, **options)
     assert str(error.value).replace(f"{tmp_path}/", "") == (
         "too few patients are left: slide S2 (tissue): cannot be opened | slide S4 (tissue): cannot be opened | "
-        "slide S5 (tissue): cannot be opened | patient P3 (follow-up): followup.tsv, row 4, column 'os': time is missing; expected "
+        "slide S5 (tissue): cannot be opened | patient P3 (follow-up): followup.tsv, row 4, column 'os': cell is empty; expected "
         "months of follow-up | patient P2 (cohort): 1 of 1 listed slides failed | patient P4 (cohort): 1 of 1 listed slides "
         "failed | patient P5 (cohort): 1 of 1 listed slides failed; found '1 patients, 25 % of those with data', expected at least 50 % "
         "(`min_share`). Mend what is listed in excluded.tsv, or lower `min_share`."

@@ -107,14 +107,14 @@ def test_lists_in_one_table_by_column_or_by_fold_number(tmp_path):
         (
             {"0": "P1 train, P2 val"},
             {},
-            "s_0.tsv, row 3, column 'set': value names neither the training nor the test set; found 'val', expected test or train. Set `train` "
-            "and `test` to the values of the column (lists are allowed), or empty the cell.",
+            "s_0.tsv, row 3, column 'set': value names neither the training nor the test set; found 'val', expected test or train. "
+            "Set `train` and `test` to the values of the column (lists are allowed), or empty the cell.",
         ),
         (
             {"0": "P1 train, X test"},
             {},
-            "s_{fold}.tsv: no split list mentions 1 of the cohort's 2 patients; found 'P2', expected every patient of the cohort in at least "
-            "one list. Check that the lists use the cohort's patient ids, or let the workflow make the splits (`method: kfold`).",
+            "s_{fold}.tsv: no split list mentions 1 of the cohort's 2 patients; found 'P2', expected every patient of the cohort in at "
+            "least one list. Check that the lists use the cohort's patient ids, or let the workflow make the splits (`method: kfold`).",
         ),
         ({}, {}, "s_0.tsv: no such table; expected a TSV file. Check the path and `data_dir`."),
     ],

@@ -1,3 +1,4 @@
+import contextlib
 import subprocess
 import sys
 
@@ -43,13 +44,10 @@ def test_c_agrees_with_scikit_survival(seed: int, n: int):
 
     time, event, risk = follow_up(seed, n)
     ours = harrell(time, event, risk)
-    try:
+    theirs = (np.nan, 0, 0, 0)
+    with np.errstate(invalid="ignore"), contextlib.suppress(NoComparablePairException, ValueError):  # no pair, or all censored
         theirs = concordance_index_censored(event.astype(bool), time, risk, tied_tol=1e-8)
-    except (NoComparablePairException, ValueError):  # no pair, or all censored
-        assert np.isnan(ours.value)
-        assert ours.pairs == 0
-        return
-    assert ours.value == pytest.approx(theirs[0], abs=1e-12)
+    assert ours.value == pytest.approx(theirs[0], abs=1e-12, nan_ok=True)
     assert ours.pairs == sum(theirs[1:4])
 
 

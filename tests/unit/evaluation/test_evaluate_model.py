@@ -14,6 +14,11 @@ from pipeline.evaluation.summary import COLUMNS, is_optimistic, read_summary, wr
 from pipeline.tables import read_table, write_table
 
 
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path)
+
+
 def evaluate(study: Study, model: str, name: str = "evaluation.tsv", **options: object) -> pd.Series:
     output = study.root / model / name
     settings = {"cohort": "demo", "endpoint": "os", "bootstrap": 100, "seed": 1} | options

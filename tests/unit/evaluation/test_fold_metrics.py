@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from pipeline.evaluation.metrics import fold_metrics, horizon, logrank, median_s
 
 
 @pytest.fixture
-def folds(study: Study) -> list[Fold]:
+def folds(tmp_path: Path) -> list[Fold]:
+    study = Study(tmp_path)
     return read_folds(study.add_model("snn"), study.patients, study.splits)
 
 
@@ -79,9 +81,9 @@ def test_the_training_fold_is_the_reference_for_censoring(folds: list[Fold]):
 
 
 def test_horizon_is_a_time_at_which_censoring_is_still_known(folds: list[Fold]):
-    administrative = FollowUp(
-        np.arange(10).astype(str), np.array([5, 8, 11, 20, 25.0] + [60.0] * 5), np.array([True, False] * 2 + [True] + [False] * 5)
-    )
+    time = np.array([5, 8, 11, 20, 25, 60, 60, 60, 60, 60.0])
+    event = np.isin(time, [5, 11, 25])
+    administrative = FollowUp(np.arange(10).astype(str), time, event)
     assert horizon(administrative) == 25, "everybody is censored at 60, where the censoring survival is 0"
     everybody_at_once = FollowUp(np.arange(3).astype(str), np.full(3, 60.0), np.zeros(3, bool))
     assert np.isnan(horizon(everybody_at_once))

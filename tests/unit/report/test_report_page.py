@@ -1,0 +1,296 @@
+import base64
+import re
+import runpy
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline.evaluation.model import evaluate_model
+from pipeline.evaluation.summary import write_summary
+from pipeline.report.findings import findings
+from pipeline.report.page import MAX_OVERLAYS, write_report
+from pipeline.tables import write_table
+
+Study = runpy.run_path(str(Path(__file__).parents[1] / "evaluation/synthetic_study.py"))["Study"]
+EVIL = "<script>alert('x')</script>"
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that every tag is closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+class Site:
+    """A study with two models, one failed fold, one model that was not run, three slides; `write` makes the report."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.study = root, Study(root, patients=90)
+        self.study.add_model("snn", signal=2.0, drop=("P001",))
+        self.study.add_model("mlp+wide", signal=0.0)
+        self.study.change("mlp+wide", 1, failure="the loss is not finite")
+        rows = []
+        for model in ("mlp+wide", "snn"):
+            rows.append(root / model / "evaluation.tsv")
+            paths = {"folds": self.study.folders(model), "patients": self.study.patients, "splits": self.study.splits, "output": rows[-1]}
+            evaluate_model(cohort="demo", model=model, endpoint="os", bootstrap=50, seed=1, **paths)
+        write_summary(rows, {"transmil": "needs wsi"}, root / "summary.tsv")
+        self.flow, self.excluded, self.manifest = root / "flow.tsv", root / "excluded.tsv", root / "manifest-uni2.tsv"
+        steps = [("follow-up table", 100, 0, ""), ("usable follow-up", 90, 10, "time is 0 or negative")]
+        write_table(pd.DataFrame(steps, columns=["step", "patients", "dropped", "reason"]), self.flow)
+        out = [("patient", f"Q{i}", "cohort", "time is 0 or negative", "Check the unit.") for i in range(10)]
+        out.append(("slide", "S2", "tissue", "no tissue found", "Lower `min_tissue`."))
+        write_table(pd.DataFrame(out, columns=["kind", "id", "stage", "reason", "remedy"]), self.excluded)
+        slides = [
+            ("S0", "ok", 120, 0.25, "header", 31.4),
+            ("S1", "ok", 80, 0.5, "table", 20.0),
+            ("S2", "failed", None, 0.25, "header", 0.0),
+        ]
+        write_table(pd.DataFrame(slides, columns=["slide_id", "status", "patches", "mpp", "mpp_source", "tissue_mm2"]), self.manifest)
+        self.overlays = [root / f"tissue/S{i}.png" for i in range(3)]
+        for i, path in enumerate(self.overlays):
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (800, 600), (200, 100 + i, 150)).save(path)
+
+    def write(self, name: str = "report.html", **changes: object) -> str:
+        options = {
+            "cohort": "demo",
+            "title": "Demo study",
+            "summary": self.root / "summary.tsv",
+            "models": {model: self.study.folders(model) for model in ("snn", "mlp+wide")},
+            "patients": self.study.patients,
+            "splits": self.study.splits,
+            "flow": self.flow,
+            "excluded": self.excluded,
+            "manifests": [self.manifest],
+            "overlays": self.overlays,
+            "provenance": {"version": "1.2.3", "settings": {"seed": 7, "bins": [1, 2]}},
+        }
+        write_report(**(options | changes), output=self.root / name, figures=self.root / "figures")
+        return (self.root / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def html(site: Site) -> str:
+    return site.write()
+
+
+def images(html: str, kind: str) -> list[bytes]:
+    return [base64.b64decode(data) for data in re.findall(rf'src="data:image/{kind};base64,([^"]+)"', html)]
+
+
+def test_the_page_is_well_formed_small_and_loads_nothing(html: str):
+    page = Page(html)
+    assert len(html) < 5e6
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[^\"]+", "", html))
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("data:", "#"))
+
+
+def test_the_figures_inside_the_page_load_nothing_either(html: str):
+    figures = images(html, r"svg\+xml")
+    assert len(figures) == 5, "a forest plot, and two figures a model"
+    for svg in figures:
+        links = re.findall(rb'(?:href|src)="([^"]*)"', svg)
+        assert all(link.startswith(b"#") for link in links)
+        assert b"<image" not in svg
+        assert b"<script" not in svg
+
+
+def test_every_image_says_in_words_what_it_shows(html: str):
+    assert all(attributes.get("alt") for tag, attributes in Page(html).tags if tag == "img")
+
+
+def test_links_within_the_page_have_a_target(html: str):
+    tags = Page(html).tags
+    ids = {attributes["id"] for _, attributes in tags if "id" in attributes}
+    assert {attributes["href"][1:] for tag, attributes in tags if tag == "a"} <= ids
+
+
+def test_the_page_says_what_was_found_and_what_was_not(site: Site, html: str):
+    text = Page(html).text
+    summary = pd.read_csv(site.root / "summary.tsv", sep="\t").set_index("model")
+    for expected in (
+        "90 patients",
+        f"{site.study.table.event.sum()} events",
+        "each patient tested once",
+        f"snn has the highest C-index: {summary.c_index['snn']:.3f}",
+        f"{summary.c_index_ci_low['snn']:.3f}–{summary.c_index_ci_high['snn']:.3f}",
+        f"{summary.c_index_best_epoch['snn']:.3f}",
+        f"+{summary.optimism['snn']:.3f}",
+        "Not told apart from chance (interval contains 0.5): mlp+wide.",
+        "mlp+wide: failed in fold 1 (the loss is not finite); its figures are those of the other folds.",
+        "only 2 folds",
+        "Without a prediction: 1 (lacks omics).",
+        "Without a prediction: 30 (fold 1 failed).",
+        "not run: needs wsi",
+        "1 slides and 10 patients were excluded",
+        "Q0, Q1, Q2, Q3, Q4, Q5, Q6, Q7 and 2 more",
+        "header (1), table (1)",
+        "version 1.2.3 settings.seed 7 settings.bins 1, 2",
+        "3 of 3 slides, excluded slides first.",
+    ):
+        assert expected in text
+
+
+def test_models_are_ordered_by_c_index_whatever_their_order_in_the_summary(html: str):
+    cards = re.findall(r"<h3>([^<]+)</h3>", html)
+    assert cards == ["snn", "mlp+wide"]
+
+
+def test_excluded_slides_come_first_in_the_gallery(html: str):
+    assert re.findall(r"<figcaption><b>(S\d)</b>", html) == ["S2", "S0", "S1"]
+
+
+def test_figures_are_also_files_and_are_those_of_the_page(site: Site, html: str):
+    names = {"forest.svg", "km-snn.svg", "training-snn.svg", "km-mlp+wide.svg", "training-mlp+wide.svg"}
+    assert {path.name for path in (site.root / "figures").iterdir()} == names
+    assert {(site.root / "figures" / name).read_bytes() for name in names} == set(images(html, r"svg\+xml"))
+
+
+def test_the_same_study_gives_the_same_bytes(site: Site, html: str):
+    before = {path.name: path.read_bytes() for path in (site.root / "figures").iterdir()}
+    assert site.write("again.html", overlays=site.overlays[::-1]) == html
+    assert {path.name: path.read_bytes() for path in (site.root / "figures").iterdir()} == before
+    assert not any(b"<dc:date>" in svg for svg in before.values())
+
+
+def test_fonts_are_at_least_nine_points_where_they_are_shown(site: Site, html: str):
+    """Sizes in the SVG are in points' user units at 72 an inch, and images are never wider than their column."""
+    for path in (site.root / "figures").iterdir():
+        sizes = [float(size) for size in re.findall(r"font: ([\d.]+)px|font-size: ([\d.]+)px", path.read_text()) for size in size if size]
+        assert sizes
+        assert min(sizes) >= 9
+
+
+def test_numbers_at_risk_are_those_of_the_groups(site: Site, html: str):
+    svg = (site.root / "figures/km-snn.svg").read_text()
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+    assert any(text.startswith("High risk (44 patients") for text in texts)
+    assert any(text.startswith("Low risk (45 patients") for text in texts)
+    assert "44" in texts
+    assert "45" in texts
+
+
+def test_text_of_every_table_is_escaped(site: Site, tmp_path: Path):
+    def poisoned(path: Path, *columns: str) -> Path:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        table[list(columns)] = EVIL
+        write_table(table, tmp_path / path.name)
+        return tmp_path / path.name
+
+    summary = pd.read_csv(site.root / "summary.tsv", sep="\t", dtype=str, keep_default_na=False)
+    summary[["modalities", "note", "failed_folds"]] = EVIL
+    summary.loc[summary.model == "transmil", "model"] = EVIL
+    write_table(summary, tmp_path / "summary.tsv")
+    html = site.write(
+        "evil.html",
+        cohort=EVIL,
+        title=EVIL,
+        summary=tmp_path / "summary.tsv",
+        flow=poisoned(site.flow, "step", "reason"),
+        excluded=poisoned(site.excluded, "id", "stage", "reason", "remedy"),
+        manifests=[poisoned(site.manifest, "status", "mpp_source")],
+        provenance={EVIL: EVIL},
+    )
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(EVIL) > 10
+    assert all(b"<script" not in svg for svg in images(html, r"svg\+xml"))
+
+
+def test_an_unpredicted_reason_is_escaped_too(site: Site):
+    site.study.change("snn", 1, unpredicted={"P001": EVIL})
+    try:
+        assert EVIL not in site.write("reason.html")
+    finally:
+        site.study.change("snn", 1, unpredicted={"P001": "lacks omics"})
+
+
+def test_a_study_without_slides_or_models_still_has_a_page(site: Site, tmp_path: Path):
+    write_summary([], {"snn": "no modality"}, tmp_path / "summary.tsv")
+    empty = pd.DataFrame(columns=["kind", "id", "stage", "reason", "remedy"])
+    write_table(empty, tmp_path / "excluded.tsv")
+    changes = {"summary": tmp_path / "summary.tsv", "models": {}, "manifests": (), "overlays": (), "excluded": tmp_path / "excluded.tsv"}
+    text = Page(site.write("bare.html", **changes, provenance=None)).text
+    assert "No model was evaluated." in text
+    assert "Nothing was excluded." in text
+    assert "not run: no modality" in text
+
+
+def test_a_model_all_of_whose_folds_failed_is_still_shown(site: Site, tmp_path: Path):
+    study = Study(tmp_path, patients=30)
+    study.add_model("snn", failure="out of memory")
+    for k in range(3):
+        (study.folder("snn", k) / "history.tsv").unlink()
+    output = tmp_path / "snn/evaluation.tsv"
+    paths = {"patients": study.patients, "splits": study.splits}
+    evaluate_model(cohort="demo", model="snn", endpoint="os", folds=study.folders("snn"), output=output, bootstrap=10, seed=1, **paths)
+    write_summary([output], {}, tmp_path / "summary.tsv")
+    text = Page(site.write("failed.html", summary=tmp_path / "summary.tsv", models={"snn": study.folders("snn")}, **paths)).text
+    assert "snn: failed in fold 0 (out of memory), 1 (out of memory), 2 (out of memory); it has no figures." in text
+    assert "No model has a C-index from an epoch that was fixed without the test patients." in text
+
+
+def test_the_gallery_is_capped_and_says_how_many_more(site: Site, tmp_path: Path):
+    overlays = [tmp_path / f"T{i:02d}.png" for i in range(30)]
+    for path in overlays:
+        path.write_bytes(site.overlays[0].read_bytes())
+    overlays[3].write_bytes(b"not an image")
+    html = site.write("many.html", overlays=overlays)
+    assert len(re.findall("<figcaption><b>T", html)) == MAX_OVERLAYS
+    assert len(images(html, "jpeg")) == MAX_OVERLAYS - 1
+    text = Page(html).text
+    assert "24 of 30 slides, excluded slides first; the other 6 overlays are in slides/tissue/" in text
+    assert "overlay cannot be read" in text
+
+
+def row(model: str, c: float, low: float, high: float, **more: object) -> dict:
+    return {"model": model, "c_index": c, "c_index_ci_low": low, "c_index_ci_high": high, "folds": 5, "optimism": np.nan} | {
+        "c_index_best_epoch": np.nan, "failed_folds": "", "note": "", **more}  # fmt: skip
+
+
+def test_an_optimistic_figure_is_never_called_the_highest():
+    cheat = row("cheat", 0.9, 0.8, 0.95, note="epoch chosen on the test fold (best_val) in fold 0: c_index is optimistic")
+    found = findings(pd.DataFrame([cheat, row("fair", 0.7, 0.65, 0.75), row("weak", 0.5, 0.4, 0.6)]))
+    assert found[0] == ("result", "fair has the highest C-index: 0.700 (95 % interval 0.650 to 0.750, mean over 5 folds).")
+    assert ("problem", "Epoch chosen on the test fold, C-index optimistic: cheat.") in found
+    assert ("caution", "Not told apart from chance (interval contains 0.5): weak.") in found
+
+
+def test_overlapping_intervals_are_not_ranked():
+    found = findings(pd.DataFrame([row("a", 0.7, 0.65, 0.75), row("b", 0.68, 0.62, 0.74), row("c", 0.6, 0.55, 0.64)]))
+    assert found[0][1].endswith("The intervals of 1 of the 2 other models reach into its interval: this table does not rank them.")

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_slides import break_tiles, picture, write_svs
+
+from pipeline.errors import InputError
+from pipeline.slides import extract
+from pipeline.slides.contours import write_contours
+from pipeline.slides.encoders import StainTextureEncoder
+from pipeline.slides.extract import encode_chunk, patches_chunk, tissue_chunk
+from pipeline.slides.features import read_coords, read_features
+from pipeline.slides.manifests import chunk_of, gather_manifests
+from pipeline.slides.patches import PatchSettings
+from pipeline.slides.tissue import TissueSettings
+from pipeline.tables import read_table
+
+ENCODER = "stain_texture"
+
+
+class Stage:
+    """The three stages of one chunk in a folder of their own."""
+
+    def __init__(self, root: Path, slides: pd.DataFrame) -> None:
+        self.root, self.slides = root, slides
+        self.tissue, self.patches, self.features = (root / name for name in ("tissue", "patches", ENCODER))
+
+    def find(self, settings: TissueSettings | None = None, **options: object) -> pd.DataFrame:
+        tissue_chunk(self.slides, self.tissue, self.tissue / "chunk0.tsv", settings, **options)
+        return read_table(self.tissue / "chunk0.tsv").set_index("slide_id")
+
+    def lay(self, settings: PatchSettings | None = None) -> pd.DataFrame:
+        patches_chunk(self.tissue / "chunk0.tsv", self.slides, self.patches, self.patches / "chunk0.tsv", settings)
+        return read_table(self.patches / "chunk0.tsv").set_index("slide_id")
+
+    def encode(self, **options: object) -> pd.DataFrame:
+        encode_chunk(self.patches / "chunk0.tsv", self.slides, self.features, self.features / "chunk0.tsv", ENCODER, **options)
+        return read_table(self.features / "chunk0.tsv").set_index("slide_id")
+
+    def run(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        return self.find(), self.lay(), self.encode()
+
+    def gather(self) -> pd.DataFrame:
+        manifests = ([folder / "chunk0.tsv"] for folder in (self.tissue, self.patches, self.features))
+        return gather_manifests(self.slides, *manifests, self.root / f"manifest-{ENCODER}.tsv")
+
+    def written(self) -> dict[str, int]:
+        return {
+            str(p.relative_to(self.root)): p.stat().st_ino
+            for p in sorted(self.root.rglob("*.*"))
+            if p.suffix in (".h5", ".geojson", ".png")
+        }
+
+
+@pytest.fixture
+def stage(tmp_path, slide_table):
+    """Nothing done yet."""
+    return Stage(tmp_path / "out", slide_table("a", "b"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, square_slide):
+    """All three stages of two copies of the square slide."""
+    paths = [str(square_slide)] * 2
+    slides = pd.DataFrame({"slide_id": ["a", "b"], "patient_id": ["a", "b"], "path": paths, "mpp": float("nan")})
+    done = Stage(tmp_path_factory.mktemp("finished"), slides)
+    done.run()
+    return done.root
+
+
+@pytest.fixture
+def done(stage, finished):
+    """All three stages done, in a copy that may be spoilt."""
+    shutil.copytree(finished, stage.root)
+    return stage
+
+
+@pytest.fixture
+def laid(done):
+    """Tissue and patches done, features not."""
+    shutil.rmtree(done.features)
+    return done
+
+
+def test_a_chunk_runs_from_slides_to_features(stage):
+    tissue, patches, encoded = stage.run()
+    assert tissue.loc["a", ["status", "mpp", "mpp_source", "objective_power", "width", "height", "pieces", "holes"]].tolist() == (
+        ["ok", "0.5", "header", "20", "3072", "2560", "1", "1"]
+    )
+    assert patches.loc["a", "patches"] == "38"
+    assert encoded.loc["a", ["status", "patches", "unreadable", "width"]].tolist() == ["ok", "38", "0", "82"]
+    found = read_features(stage.features / "a.h5")
+    assert found.features.shape == (38, 82)
+    expected = {"patch_size_level0": 256, "patch_size": 256, "target_mpp": 0.5, "mpp": 0.5, "mpp_source": "header", "encoder": ENCODER}
+    assert {key: found.attributes[key] for key in expected} == expected
+    assert np.array_equal(found.coords, read_coords(stage.patches / "a.h5").coords)
+    assert len(stage.gather()) == 0
+    manifest = read_table(stage.root / f"manifest-{ENCODER}.tsv")
+    assert manifest["status"].tolist() == ["ok", "ok"]
+    assert [Path(p).resolve() for p in manifest["features"]] == [stage.features / "a.h5", stage.features / "b.h5"]
+
+
+def test_what_is_valid_is_neither_made_again_nor_does_it_load_the_encoder(done, monkeypatch):
+    first = done.run()
+    before = done.written()
+    manifests = [p.read_bytes() for p in sorted(done.root.rglob("chunk0.tsv"))]
+    monkeypatch.setattr(extract, "load_encoder", lambda *a: pytest.fail("loaded for nothing"))
+    again = done.run()
+    assert done.written() == before
+    assert manifests == [p.read_bytes() for p in sorted(done.root.rglob("chunk0.tsv"))]
+    assert all(a.equals(b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_missing_file_of_one_slide_makes_that_slide_alone_again(done):
+    before = done.written()
+    (done.features / "b.h5").write_bytes(b"half a file")
+    done.encode()
+    after = done.written()
+    assert {name for name in after if after[name] != before[name]} == {str(Path(ENCODER) / "b.h5")}
+    assert len(read_features(done.features / "b.h5").features) == 38
+
+
+def test_changed_settings_make_files_again_and_pass_down(done):
+    digest = read_coords(done.features / "a.h5").attributes["settings"]
+    assert done.lay(PatchSettings(target_mpp=1.0, min_tissue=0.75)).loc["a", "patches"] == "8"
+    assert done.encode().loc["a", "patches"] == "8"
+    assert read_coords(done.features / "a.h5").attributes["settings"] != digest
+    assert done.find(TissueSettings(min_hole_mm2=1.0)).loc["a", "holes"] == "0"
+    assert done.lay().loc["a", "patches"] == "42"
+    assert done.encode().loc["a", "patches"] == "42"
+
+
+def test_a_changed_slide_is_noticed(done):
+    write_svs(Path(done.slides["path"][0]), picture(hole=False))
+    tissue, patches, encoded = done.run()
+    assert tissue["holes"].tolist() == ["0", "1"]
+    assert patches["patches"].tolist() == encoded["patches"].tolist() == ["42", "38"]
+
+
+def test_bad_slides_are_listed_and_do_not_stop_the_others(tmp_path, done, square_picture):
+    scans = tmp_path / "scans"
+    (scans / "cut.svs").write_bytes((scans / "a.svs").read_bytes()[:5000])
+    write_svs(scans / "nompp.svs", square_picture, mpp=None, power=None)
+    write_svs(scans / "empty.svs", picture(tissue=False), levels=1)
+    write_svs(scans / "coarse.svs", square_picture, mpp=2.0, power=5)
+    bad = ["absent", "cut", "nompp", "empty", "coarse"]
+    more = pd.DataFrame({"slide_id": bad, "patient_id": bad, "path": [str(scans / f"{b}.svs") for b in bad], "mpp": float("nan")})
+    done.slides = pd.concat([more[:3], done.slides, more[3:]], ignore_index=True)
+    done.run()
+    failures = done.gather().set_index("id")
+    assert failures["stage"].to_dict() == {**dict.fromkeys(bad[:4], "tissue"), "coarse": "patches"}
+    assert (failures["kind"] == "slide").all()
+    assert failures["remedy"].str.len().min() > 10
+    for slide, text in {
+        "absent": "no such slide file",
+        "cut": "cannot be opened as a slide",
+        "nompp": "slide nompp: no resolution in the file",
+        "empty": "slide empty: no tissue found; expected a stained piece of at least 0.02 mm².",
+        "coarse": "slide coarse: the scan is coarser than the target",
+    }.items():
+        assert text in failures.loc[slide, "reason"]
+    manifest = read_table(done.root / f"manifest-{ENCODER}.tsv").set_index("slide_id")
+    assert manifest.index.tolist() == done.slides["slide_id"].tolist()
+    assert manifest.index[manifest["status"] == "ok"].tolist() == ["a", "b"]
+    assert (done.tissue / "empty.png").is_file()
+
+
+def test_an_mpp_in_the_table_or_the_cohort_saves_a_slide_without_one(stage, square_picture):
+    for path in stage.slides["path"]:
+        write_svs(Path(path), square_picture, mpp=None, power=None)
+    stage.slides.loc[0, "mpp"] = 0.25
+    found = stage.find(default_mpp=0.5)
+    assert found["mpp_source"].tolist() == ["table", "cohort"]
+    assert stage.lay(PatchSettings(min_tissue=0.75))["patches"].tolist() == ["8", "38"]
+
+
+def test_unreadable_patches_are_dropped_counted_and_in_excess_fail_the_slide(stage):
+    break_tiles(Path(stage.slides["path"][0]), [(2, 2), (5, 7)])
+    break_tiles(Path(stage.slides["path"][1]), [(x, 2) for x in range(2, 9)])
+    stage.find()
+    stage.lay()
+    encoded = stage.encode(readers=2)
+    assert encoded.loc["a", ["status", "patches", "unreadable"]].tolist() == ["ok", "36", "2"]
+    assert encoded.loc["b", "reason"] == "slide b: too many patches cannot be read; found '7 of 38', expected at most 10%."
+    found = read_features(stage.features / "a.h5")
+    assert (512, 512) not in set(map(tuple, found.coords.tolist()))
+    assert stage.encode(max_bad_share=0.5)["patches"].tolist() == ["36", "31"]
+    assert stage.encode(max_bad_share=0.01)["status"].tolist() == ["failed", "failed"]
+
+
+def test_contours_drawn_by_hand_are_used_and_kept(done):
+    path = done.tissue / "a.geojson"
+    content = json.loads(path.read_text())
+    del content["properties"]
+    content["features"][0]["geometry"]["coordinates"] = [[[512, 512], [1024, 512], [1024, 1024], [512, 1024], [512, 512]]]
+    path.write_text(json.dumps(content))
+    text, (_, patches, encoded) = path.read_text(), done.run()
+    assert path.read_text() == text
+    assert patches.loc["a", "patches"] == encoded.loc["a", "patches"] == "4"
+
+
+def test_a_slide_drawn_empty_by_hand_fails(stage):
+    write_contours(stage.tissue / "a.geojson", [], {})
+    assert stage.find()["status"].tolist() == ["failed", "ok"]
+
+
+def test_features_do_not_depend_on_readers_or_batches(done):
+    first = (done.features / "a.h5").read_bytes()
+    (done.features / "a.h5").unlink()
+    done.encode(readers=3, batch_size=5)
+    assert (done.features / "a.h5").read_bytes() == first
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("CUDA error")])
+def test_what_would_meet_every_slide_stops_the_chunk(laid, monkeypatch, error):
+    def fail(self, patches):
+        raise error
+
+    monkeypatch.setattr(StainTextureEncoder, "encode", fail)
+    with pytest.raises(type(error)):
+        laid.encode()
+    assert not (laid.features / "chunk0.tsv").exists()
+    assert not list(laid.features.glob("*.h5"))
+
+
+def test_an_unforeseen_error_of_one_slide_is_listed_with_its_type(stage, monkeypatch):
+    monkeypatch.setattr(extract, "find_tissue", lambda *a: 1 / 0)
+    assert stage.find()["reason"].tolist() == [
+        "slide a: ZeroDivisionError: division by zero",
+        "slide b: ZeroDivisionError: division by zero",
+    ]
+
+
+def test_an_encoder_that_cannot_be_had_is_no_slides_fault(laid):
+    with pytest.raises(InputError, match="no such encoder; found 'stain_textures'"):
+        encode_chunk(laid.patches / "chunk0.tsv", laid.slides, laid.features, laid.features / "c.tsv", "stain_textures")
+    overrides = {"uni": {"checkpoint": "/absent.bin"}}
+    with pytest.raises(InputError, match="no such checkpoint"):
+        encode_chunk(laid.patches / "chunk0.tsv", laid.slides, laid.features, laid.features / "c.tsv", "uni", overrides=overrides)
+
+
+def test_features_that_are_not_finite_fail_the_slide_and_leave_no_file(laid, monkeypatch):
+    monkeypatch.setattr(StainTextureEncoder, "encode", lambda self, patches: np.full((len(patches), 82), 1e9, np.float32))
+    encoded = laid.encode()
+    assert "38 of 38 patches have a feature that is not finite as float16" in encoded.loc["a", "reason"]
+    assert not list(laid.features.glob("*.h5"))
+
+
+def test_an_empty_chunk_writes_empty_manifests(stage):
+    stage.slides = stage.slides[:0]
+    assert [len(table) for table in stage.run()] == [0, 0, 0]
+    assert len(stage.gather()) == 0
+
+
+def test_a_slide_that_no_manifest_knows_is_an_error(done):
+    done.slides = pd.concat([done.slides, done.slides.assign(slide_id="c")[:1]])
+    with pytest.raises(InputError, match="slide c: no manifest of the stage 'tissue' has this slide"):
+        done.gather()
+
+
+def test_files_are_stored_as_the_contract_says(done):
+    with h5py.File(done.features / "a.h5") as file:
+        names = {
+            "patch_size_level0",
+            "patch_size",
+            "target_mpp",
+            "mpp",
+            "mpp_source",
+            "encoder",
+            "settings",
+            "slide_fingerprint",
+            "version",
+        }
+        assert names <= set(file.attrs)
+        assert (file["features"].dtype, file["features"].chunks, file["coords"].dtype) == (np.float16, None, np.int32)
+    text = (done.root / "patches" / "chunk0.tsv").read_text().splitlines()
+    assert text[0].split("\t") == ["slide_id", "status", "reason", "remedy", "patches"]
+
+
+def test_chunks_are_stable_and_even():
+    ids = [f"TCGA-{i:04d}" for i in range(2000)]
+    chunks = [chunk_of(i, 8) for i in ids]
+    assert chunks[:4] == [7, 1, 3, 5]
+    assert min(np.bincount(chunks)) > 200
+
+
+@pytest.mark.realdata
+def test_a_real_slide_goes_through_once_its_resolution_is_given(tmp_path, real_slide):
+    broken = real_slide.with_name("broken.svs")
+    slides = pd.DataFrame(
+        {"slide_id": ["x", "real"], "patient_id": ["x", "p"], "path": [str(broken), str(real_slide)], "mpp": [np.nan, 0.5]}
+    )
+    stage = Stage(tmp_path, slides)
+    *_, encoded = stage.run()
+    assert encoded.loc["real", ["status", "patches"]].tolist() == ["ok", "155"]
+    assert stage.gather()["id"].tolist() == ["x"]
