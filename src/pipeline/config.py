@@ -54,7 +54,8 @@ def validate(document: Mapping[str, Any], name: str, file: str | Path, *, fill: 
     """
     from jsonschema import Draft202012Validator  # 0.15 s, needed only where configuration is read
 
-    document = fill_defaults(_quoted_null(document), schema(name) if fill else {})
+    document = _typed(_quoted_null(document), schema(name))
+    document = fill_defaults(document, schema(name) if fill else {})
     errors = sorted(Draft202012Validator(schema(name)).iter_errors(document), key=lambda e: [str(p) for p in e.absolute_path])
     if errors:
         raise _explain(errors[0], file)
@@ -66,6 +67,16 @@ def _quoted_null(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {"null" if k is None else k: _quoted_null(v) for k, v in value.items()}
     return [_quoted_null(v) for v in value] if isinstance(value, list) else value
+
+
+def _typed(value: Any, rule: Mapping[str, Any]) -> Any:
+    """Snakemake reads nested values of `--config` as text: read again as YAML what the schema wants to be no text."""
+    if isinstance(value, Mapping):
+        return {k: _typed(v, rule.get("properties", {}).get(k, {})) for k, v in value.items()}
+    wanted = rule.get("type", "string")
+    if isinstance(value, str) and "string" not in wanted and "enum" not in rule:
+        return yaml.load(value, Loader=SAFE_LOADER)
+    return value
 
 
 def fill_defaults(value: Any, rule: Mapping[str, Any]) -> Any:

@@ -82,29 +82,35 @@ def _lay_out(rng: np.random.Generator, shape: tuple[int, int], share: float) -> 
     """Two to four pieces with ragged outlines, lumina and cracks; `share` of their area is tumour, in nests."""
     row, column = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     pieces = int(rng.integers(2, 5))
-    radius = {2: 0.225, 3: 0.195, 4: 0.175}[pieces]
+    radius = {2: 0.205, 3: 0.185, 4: 0.16}[pieces]
     tissue = np.full(shape, -1, np.float32)
     tilt = rng.uniform(0, np.pi)
     for i in range(pieces):
         angle = tilt + 2 * np.pi * i / pieces
-        offset = 0.24 * np.array([np.sin(angle), np.cos(angle)]) + rng.normal(0, 0.02, 2)
+        offset = 0.265 * np.array([np.sin(angle), np.cos(angle)]) + rng.normal(0, 0.02, 2)
         centre, radii = (0.5 + offset) * shape, radius * rng.uniform(0.85, 1.1, 2) * shape
         tissue = np.maximum(tissue, 1 - np.hypot((row - centre[0]) / radii[0], (column - centre[1]) / radii[1]))
     tissue += 0.14 * smooth_field(rng, shape, (80, 35, 15, 7), 0.45)
-    uneven = 0.12 * smooth_field(rng, shape, (8,))
-    for _ in range(int(rng.integers(6, 16))):
-        centre, radius = rng.uniform(0.15, 0.85, 2) * shape, rng.choice([6, 8, 10, 14, 24], p=[0.3, 0.3, 0.2, 0.15, 0.05])
-        stretch = rng.uniform(0.7, 1.4)
-        lumen = np.hypot((row - centre[0]) * stretch, (column - centre[1]) / stretch) / radius - 1
-        tissue = np.minimum(tissue, lumen + uneven)
+    tissue = np.minimum(tissue, _outside_lumina(rng, row, column))
     crack = np.abs(smooth_field(rng, shape, (60, 25))) + 0.9 * np.maximum(smooth_field(rng, shape, (110,)) + 0.6, 0)
     tissue = np.minimum(tissue, 3 * (crack - 0.045))
-    margin = np.minimum(0.06, 0.25 * np.minimum.reduce([row, column, shape[0] - 1 - row, shape[1] - 1 - column]) / 8 - 0.3)
-    tissue = np.where(margin < 0.06, np.minimum(tissue, margin), tissue)  # nothing touches the edge of the scan
+    to_edge = np.minimum.reduce([row, column, shape[0] - 1 - row, shape[1] - 1 - column])
+    tissue = np.minimum(tissue, 0.03 * (to_edge - 10))  # nothing touches the edge of the scan
     nests = smooth_field(rng, shape, (70, 30, 14), 0.75)
     tumour = nests - np.quantile(nests[tissue > 0], 1 - share)
     lymphoid = smooth_field(rng, shape, (35, 15)) - 1.55
     return Layout(tissue.astype(np.float32), tumour, lymphoid)
+
+
+def _outside_lumina(rng: np.random.Generator, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Map that is negative in 6 to 15 roundish holes, most of them 50 to 80 µm across."""
+    shape = row.shape
+    outside = np.full(shape, np.inf, np.float32)
+    for _ in range(int(rng.integers(6, 16))):
+        centre, radius = rng.uniform(0.15, 0.85, 2) * shape, rng.choice([6, 8, 10, 14, 24], p=[0.3, 0.3, 0.2, 0.15, 0.05])
+        stretch = rng.uniform(0.7, 1.4)
+        outside = np.minimum(outside, np.hypot((row - centre[0]) * stretch, (column - centre[1]) / stretch) / radius - 1)
+    return outside + 0.12 * smooth_field(rng, shape, (8,))
 
 
 def _tissue(layout: Layout, ragged: np.ndarray) -> np.ndarray:
@@ -130,7 +136,7 @@ def _ground(rng: np.random.Generator, layout: Layout, collagen: np.ndarray, cyto
 
 
 def _nuclei(rng: np.random.Generator, canvas: np.ndarray, layout: Layout, look: Look, fibres: np.ndarray) -> None:
-    """Draw all nuclei: fibroblasts along `fibres` (radians, a repeating sheet), lymphocytes in aggregates, and the tumour cells that show m."""
+    """Draw fibroblasts along `fibres` (radians, a repeating sheet), lymphocytes in aggregates, and the tumour cells that show m."""
     any_angle = rng.uniform(0, np.pi, nuclei.VARIANTS)
     steps = np.linspace(-np.pi / 2, np.pi / 2, nuclei.VARIANTS, endpoint=False)
     spindle = nuclei.draw_stamps(rng, 5.4, 1.15, 3.6, steps)
@@ -157,7 +163,7 @@ def _nuclei(rng: np.random.Generator, canvas: np.ndarray, layout: Layout, look: 
 def _colours(haematoxylin: np.ndarray, eosin: np.ndarray, tissue: np.ndarray, thickness: float) -> np.ndarray:
     """RGB by the Beer-Lambert law, glass · exp(-H · haematoxylin - E · eosin), with camera noise.
 
-    Done in bands that stay in the processor's cache, which halves the time.
+    Done in bands, so that the intermediate images stay in the processor's cache.
     """
     concentration = np.arange(256)[:, None, None] / 100
     through_h = (255 * np.exp(-concentration * HAEMATOXYLIN)).round().astype(np.uint8)

@@ -47,8 +47,8 @@ def lay_patches(
 ) -> tuple[np.ndarray, int]:
     """Top-left corners int32 [N, 2] (x, y) in level-0 pixels, row by row, and the patch's side in level-0 pixels.
 
-    The grid starts at (0, 0) whatever the tissue, steps by the patch's side at level 0 (it then falls on the JPEG tiles of most
-    scans, peers_speed §5) and keeps to whole patches inside the slide (`dimensions` = width, height).
+    The grid starts at (0, 0) whatever the tissue and steps by the patch's side at level 0: on most scans it then falls on the JPEG
+    tiles, each of which is decoded once (our choice). Only whole patches inside the slide are laid (`dimensions` = width, height).
     """
     side = level0_size(settings.patch_size, mpp, settings, slide_id)
     step = level0_size(settings.step or settings.patch_size, mpp, settings, slide_id)

@@ -156,7 +156,7 @@ def test_the_page_says_what_was_found_and_what_was_not(site: Site, html: str):
         "only 2 folds",
         "Without a prediction: 1 (lacks omics).",
         "Without a prediction: 30 (fold 1 failed).",
-        "not run: needs wsi",
+        "transmil needs wsi",
         "1 slides and 10 patients were excluded",
         "Q0, Q1, Q2, Q3, Q4, Q5, Q6, Q7 and 2 more",
         "header (1), table (1)",
@@ -248,7 +248,7 @@ def test_a_study_without_slides_or_models_still_has_a_page(site: Site, tmp_path:
     text = Page(site.write("bare.html", **changes, provenance=None)).text
     assert "No model was evaluated." in text
     assert "Nothing was excluded." in text
-    assert "not run: no modality" in text
+    assert "snn no modality" in text
 
 
 def test_a_model_all_of_whose_folds_failed_is_still_shown(site: Site, tmp_path: Path):
@@ -279,7 +279,7 @@ def test_the_gallery_is_capped_and_says_how_many_more(site: Site, tmp_path: Path
 
 
 def row(model: str, c: float, low: float, high: float, **more: object) -> dict:
-    return {"model": model, "c_index": c, "c_index_ci_low": low, "c_index_ci_high": high, "folds": 5, "optimism": np.nan} | {
+    return {"model": model, "c_index": c, "c_index_ci_low": low, "c_index_ci_high": high, "folds": 5, "optimism": np.nan, "ibs": 0.2} | {
         "c_index_best_epoch": np.nan, "failed_folds": "", "note": "", **more}  # fmt: skip
 
 
@@ -294,3 +294,12 @@ def test_an_optimistic_figure_is_never_called_the_highest():
 def test_overlapping_intervals_are_not_ranked():
     found = findings(pd.DataFrame([row("a", 0.7, 0.65, 0.75), row("b", 0.68, 0.62, 0.74), row("c", 0.6, 0.55, 0.64)]))
     assert found[0][1].endswith("The intervals of 1 of the 2 other models reach into its interval: this table does not rank them.")
+
+
+def test_one_model_is_not_called_the_highest_and_bad_calibration_is_said():
+    found = findings(pd.DataFrame([row("snn", 0.585, 0.529, 0.637, ibs=0.337, optimism=0.037, c_index_best_epoch=0.622)]))
+    assert [sentence for _, sentence in found] == [
+        "snn has a C-index of 0.585 (95 % interval 0.529 to 0.637, mean over 5 folds).",
+        "Survival curves worse than predicting 0.5 for everybody at all times (IBS above 0.25): snn.",
+        "Choosing each fold's epoch on its own test patients would add 0.037 to the C-index: 0.622 in place of 0.585.",
+    ]

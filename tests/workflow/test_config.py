@@ -1,0 +1,67 @@
+"""Schemas, defaults and studies."""
+
+import pytest
+import yaml
+
+from pipeline import study as studies
+from pipeline.config import ROOT, merge, read_yaml, validate
+from pipeline.errors import InputError
+from pipeline.training.protocol import Protocol
+
+
+@pytest.fixture
+def settings():
+    return validate(read_yaml(ROOT / "config.yaml"), "config", "config.yaml")
+
+
+@pytest.mark.parametrize("cohort", studies.cohort_names())
+def test_every_shipped_cohort_is_valid_and_its_models_exist(settings, cohort):
+    study = studies.load_study(settings, cohort)
+    for model in study["models"]:
+        assert studies.model_needs(study, model)
+
+
+def test_the_template_is_valid_and_explains_every_key():
+    file = ROOT / "cohorts" / "template.yaml"
+    document = validate(read_yaml(file), "cohort", file, fill=False)
+    schema = read_yaml(ROOT / "schemas" / "cohort.schema.yaml")
+    missing = set(schema["properties"]) - set(document) - {"synthetic", "data_dir"}
+    assert not missing
+
+
+def test_an_unquoted_null_key_is_understood():
+    document = yaml.safe_load("demo: {null: true}")
+    assert validate(document, "config", "x")["demo"]["null"] is True
+
+
+def test_nested_text_from_the_command_line_is_read_as_what_the_schema_wants():
+    document = validate({"demo": {"null": "true", "patients": "30"}, "data_dir": "1"}, "config", "x")
+    assert document["demo"] == {"null": True, "patients": 30, "seed": 1}
+    assert document["data_dir"] == "1"
+
+
+def test_a_cohort_overrides_shared_blocks_key_by_key(settings):
+    study = studies.load_study(merge(settings, {"slides": {"batch_size": 7}}), "demo")
+    assert study["slides"]["batch_size"] == 7
+    assert study["slides"]["encoder"] == "stain_texture"
+
+
+def test_every_training_key_of_the_schema_is_one_of_the_protocol():
+    keys = read_yaml(ROOT / "schemas" / "cohort.schema.yaml")["properties"]["training"]["properties"]
+    Protocol.of({key: getattr(Protocol(), key) for key in keys})
+    assert set(keys) == set(vars(Protocol()))
+
+
+def test_an_unknown_model_and_variant_name_the_nearest(settings):
+    study = studies.load_study(settings, "demo")
+    with pytest.raises(InputError, match=r"unknown model 'mcatt' under models.*Did you mean 'mcat'\?"):
+        studies.model_needs(study, "mcatt")
+    with pytest.raises(InputError, match=r"unknown variant 'abmil\+survpat' under models.*Did you mean 'survpath'\?"):
+        studies.model_needs(study, "abmil+survpat")
+
+
+def test_bad_yaml_names_the_line(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("title: x\nmodels: [a\nslides: {}\n")
+    with pytest.raises(InputError, match=r"c.yaml, row 3: not valid YAML"):
+        read_yaml(file)
