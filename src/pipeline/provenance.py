@@ -9,7 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1]
 
 
 def code_version(*modules: str) -> str:
-    """Twelve hex digits over the source of `modules`, packages with all their files.
+    """Twelve hex digits over the source of `modules`, packages with all their files and templates.
 
     >>> len(code_version("pipeline.errors"))
     12
@@ -17,7 +17,7 @@ def code_version(*modules: str) -> str:
     digest = hashlib.sha256()
     for module in modules:
         path = SOURCE / module.replace(".", "/")
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        files = sorted(f for f in path.rglob("*") if f.suffix in (".py", ".j2")) if path.is_dir() else [path.with_suffix(".py")]
         for file in files:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -33,6 +33,6 @@ rule report_page:
         models=of_study(studies.models_to_run),
         folds=lambda w: len(folds(w.cohort)),
         settings=of_study(studies.report_settings),
-        code=code_version("pipeline.report"),
+        code=code_version("pipeline.report", "pipeline.evaluation"),
     script:
         "../scripts/report_page.py"

@@ -184,7 +184,7 @@ class Trainer:
         score = {"last": None, "inner": -row.get("inner_loss", np.nan), "best_val": row.get("test_c_index", np.nan)}[
             self.protocol.selection
         ]
-        if score is None or (best and not score > best["score"]):
+        if score is None or np.isnan(score) or (best and score <= best["score"]):
             return best
         return {"score": score, "epoch": row["epoch"], "weights": {k: v.detach().clone() for k, v in self.model.state_dict().items()}}
 

@@ -142,7 +142,7 @@ def test_sections_have_glass_all_round_and_tissue_with_pink_and_purple(seed):
     edge = np.concatenate([image[:8].reshape(-1, 3), image[-8:].reshape(-1, 3), image[:, :8].reshape(-1, 3), image[:, -8:].reshape(-1, 3)])
     assert np.median(edge, axis=0) == pytest.approx((244, 242, 245), abs=2)
     _, tissue = densities(image)
-    assert 0.15 < tissue.mean() < 0.6
+    assert 0.1 < tissue.mean() < 0.5
     red, green, blue = image[tissue].mean(0)
     assert red > blue > green
 
