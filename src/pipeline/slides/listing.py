@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pipeline.errors import InputError
 from pipeline.identifiers import check_id
 from pipeline.slides.manifests import chunk_of
 from pipeline.tables import FIRST_ROW, numeric, read_table
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ["slide_id", "patient_id", "path", "mpp"]
 
@@ -78,19 +81,23 @@ def _from_folder(folder: Path, pattern: str, patient_regex: str) -> pd.DataFrame
     files = _files(folder, pattern)
     if not files:
         raise InputError("no slide found", file=folder, expected=f"files that match {pattern!r}", remedy="Check `slides.pattern`.")
+    matches = {slide_id: regex.search(slide_id) for slide_id in files}
+    strangers = [slide_id for slide_id, match in matches.items() if not match or not match[1]]
+    if len(strangers) == len(files):
+        raise InputError(
+            "no patient id in any file name",
+            file=files[strangers[0]],
+            found=strangers[0],
+            expected=f"a match of {patient_regex!r}",
+            remedy="Correct `slides.patient_id_pattern`, narrow `slides.pattern`, or list the slides in a slide table.",
+        )
+    for slide_id in strangers:  # one odd file must not stop a cohort; without follow-up it ends in excluded.tsv
+        log.warning("%s: no patient id in the file name; it is listed under its own name", files[slide_id])
     rows = []
     for slide_id, path in files.items():
+        patient = slide_id if slide_id in strangers else matches[slide_id][1]
         check_id(slide_id, "slide", file=path)
-        match = regex.search(slide_id)
-        if not match or not match[1]:
-            raise InputError(
-                "no patient id in the file name",
-                file=path,
-                found=slide_id,
-                expected=f"a match of {patient_regex!r}",
-                remedy="Correct `slides.patient_regex`, narrow `slides.pattern`, or list the slides in a slide table.",
-            )
-        rows.append((slide_id, check_id(match[1], "patient", file=path), str(path), float("nan")))
+        rows.append((slide_id, check_id(patient, "patient", file=path), str(path), float("nan")))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -23,9 +23,16 @@ def test_a_folder_gives_ids_without_suffix_and_patients_by_group_one(scans):
     assert list_slides(scans)["patient_id"].tolist() == found["slide_id"].tolist()
 
 
+def test_one_file_without_a_patient_id_is_listed_under_its_own_name(scans, caplog):
+    (scans / "oddity.svs").touch()
+    found = list_slides(scans, "*.svs", r"(TCGA-\w\w-\d+)").set_index("slide_id")
+    assert found.loc["oddity", "patient_id"] == "oddity"
+    assert "oddity.svs: no patient id in the file name" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("regex", "message"),
-    [("(", "not a regular expression"), ("TCGA", "has no group"), (r"(GTEX-\d+)", "no patient id in the file name")],
+    [("(", "not a regular expression"), ("TCGA", "has no group"), (r"(GTEX-\d+)", "no patient id in any file name")],
 )
 def test_a_regex_that_cannot_work_is_refused(scans, regex, message):
     with pytest.raises(InputError, match=message):
