@@ -51,7 +51,7 @@ def make_gene_sets(rng: np.random.Generator) -> GeneSets:
     planted = tuple(sorted(rng.choice(names, PLANTED, replace=False).tolist()))
     pathways, start = {}, 0
     for name in planted:
-        size = int(rng.integers(25, 41))
+        size = int(rng.integers(45, 61))
         pathways[name] = np.sort(pool[start : start + size])
         start += size - 4  # the next one shares four genes
     others = pool[start + 4 :]
@@ -69,7 +69,7 @@ def expression(rng: np.random.Generator, g: np.ndarray, sets: GeneSets) -> np.nd
     """[P, G] log2 expression, at least 0: gene level + correlated noise + loading · g in the planted pathways."""
     patients = len(g)
     factors = rng.standard_normal((patients, NOISE_FACTORS))
-    loadings = rng.standard_normal((NOISE_FACTORS, GENES)) * (rng.random((NOISE_FACTORS, GENES)) < 0.3) * 0.5
+    loadings = rng.standard_normal((NOISE_FACTORS, GENES)) * (rng.random((NOISE_FACTORS, GENES)) < 0.3) * 0.35
     values = rng.uniform(3, 12, GENES) + factors @ loadings + rng.normal(0, 0.7, (patients, GENES))
     rows = sets.planted_rows
     shift = rng.uniform(0.7, 1.3, len(rows)) * np.where(rng.random(len(rows)) < 0.8, 1, -1)
