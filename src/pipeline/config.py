@@ -83,7 +83,9 @@ def fill_defaults(value: Any, rule: Mapping[str, Any]) -> Any:
     """A deep copy of `value` in which absent keys take the `default` of their schema, at every depth."""
     if not isinstance(value, Mapping):
         return copy.deepcopy(value)
-    filled = {k: fill_defaults(v, rule.get("properties", {}).get(k, {})) for k, v in value.items()}
+    other = rule.get("additionalProperties")
+    parts = {**dict.fromkeys(value, other if isinstance(other, Mapping) else {}), **rule.get("properties", {})}
+    filled = {k: fill_defaults(v, parts[k]) for k, v in value.items()}
     for key, part in rule.get("properties", {}).items():
         if key not in filled and "default" in part:
             filled[key] = fill_defaults(part["default"], part)

@@ -30,6 +30,7 @@ def load_study(config: Mapping[str, Any], cohort: str) -> dict[str, Any]:
     study = fill_defaults(merge({block: config[block] for block in SHARED}, written), schema("cohort"))
     study["data_dir"] = study.get("data_dir") or config["data_dir"]
     study |= {"name": cohort, "file": str(file), "seed": config["seed"], "encoders": config["encoders"]}
+    check_encoder(study, study["slides"]["encoder"])
     return study
 
 
@@ -67,12 +68,28 @@ def folder_listing(study: Mapping[str, Any]) -> str:
 
 
 def groupings(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The gene groupings whose file is there, with resolved paths.
+    """The gene groupings with resolved paths; one marked `optional` is left out where its file is absent.
 
-    A grouping may be absent where no model of the study asks for it (see `not_run`).
+    Raises `InputError` for another that is absent.
     """
-    resolved = {name: {**g, "file": data_path(study, g["file"])} for name, g in study["omics"]["groups"].items()}
-    return {name: g for name, g in resolved.items() if study["synthetic"] or Path(g["file"]).is_file()}
+    found = {}
+    for name, grouping in study["omics"]["groups"].items():
+        file = data_path(study, grouping["file"])
+        if study["synthetic"] or Path(file).is_file():
+            found[name] = {**grouping, "file": file}
+        elif not grouping["optional"]:
+            remedy = f"Check omics.groups.{name}.file and data_dir, or mark the grouping optional."
+            raise InputError("no such gene-set file", file=file, expected="a GMT, TSV or CSV file", remedy=remedy)
+    return found
+
+
+def check_encoder(study: Mapping[str, Any], encoder: str) -> str:
+    """`encoder` itself; raises `InputError` for one that neither ``config/encoders.yaml`` nor `encoders` knows."""
+    known = [*read_yaml(ROOT / "encoders.yaml"), *study["encoders"]]
+    if encoder not in known:
+        expected = "one of " + ", ".join(known)
+        raise InputError("unknown encoder", file=study["file"], found=encoder, expected=expected, remedy=nearest(encoder, known))
+    return encoder
 
 
 def tables(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -179,7 +196,8 @@ def fold_settings(study: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 def report_settings(study: Mapping[str, Any]) -> dict[str, Any]:
     """What the report states under provenance: settings that the figures depend on, without the machine's paths."""
-    settings = {key: study[key] for key in ("seed", "endpoint", "bins", "splits", "training", "evaluation")}
+    settings = {key: study[key] for key in ("seed", "endpoint", "bins", "training", "options", "evaluation")}
+    settings["splits"] = {key: study["splits"][key] for key in ("scheme", "folds")}
     if "wsi" in modalities(study):
-        settings["slides"] = {key: study["slides"][key] for key in ("encoder", "patches", "mpp")}
-    return {key: value for key, value in settings.items() if value not in ({}, None)}
+        settings["slides"] = {key: study["slides"][key] for key in ("encoder", "patches")}
+    return settings

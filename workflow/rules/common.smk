@@ -126,7 +126,8 @@ def slide_table(wildcards):
 
 
 def encoder_gpus(wildcards):
-    """Handcrafted features need no GPU."""
+    """Handcrafted features need no GPU; a misspelt encoder stops before anything is computed."""
+    or_stop(studies.check_encoder, study(wildcards.cohort), wildcards.encoder)
     return 0 if wildcards.encoder == "stain_texture" else 1
 
 

@@ -85,7 +85,7 @@ def build_groups(
     authors used 0.9 before they published their lists). A gene counts as found when any of the kinds measures it.
     Groups stand in file order, the features of a group sorted by name, each once; a gene may feed several groups. A group with
     no measured gene, or too few, is left out, logged and listed in `coverage`. Raises `InputError` for an unknown kind, a share
-    outside [0, 1], and a grouping that keeps no group.
+    outside [0, 1], and a grouping that keeps no group and is not `optional`.
     """
     features = read_matrix(matrix).features
     grouped, covered = [], []
@@ -94,7 +94,9 @@ def build_groups(
         share = float(spec.get("min_coverage") or 0)
         _check_spec(spec["file"], kinds, share)
         kept, report = _map_sets(read_gene_sets(spec["file"]), features, kinds, share)
-        if not kept:
+        if not kept and spec.get("optional"):
+            log.warning("%s: none of its groups is measured; it is left out", grouping)
+        elif not kept:
             found = ", ".join(features[:3])
             remedy = "Check that both use the same gene symbols and that `kinds` names what the tables hold."
             problem = f"no group of {grouping!r} is measured"
