@@ -18,6 +18,7 @@ SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loa
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
 SHARED = ("slides", "omics", "splits", "training", "evaluation")  # blocks a cohort may override key by key
 
 
