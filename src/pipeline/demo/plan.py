@@ -99,7 +99,7 @@ def slide_ids(patients: int = 80, seed: int = 1) -> list[str]:
 
 def permutation(patients: int, seed: int) -> np.ndarray:
     """[P] the fixed order in which the null cohort hands the (time, event) pairs to the patients."""
-    return np.random.default_rng(seed_from("demo null", seed)).permutation(patients)
+    return np.random.default_rng(seed_from("null", seed)).permutation(patients)
 
 
 def _uncorrelated_normals(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
