@@ -183,3 +183,14 @@ def test_null_cohort_hides_no_truth(cohort, null_cohort):
     pairs = ["time_months", "event"]
     many = [real.assign(**dict(zip(pairs, real[pairs].to_numpy()[permutation(80, seed)].T, strict=True))) for seed in range(200)]
     assert np.mean([c_index(one, truth["eta"]) for one in many]) == pytest.approx(0.5, abs=0.015)
+
+
+def test_too_few_patients_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"too few patients for a synthetic cohort; found '5', expected 24 or more\."):
+        write_tables(tmp_path, patients=5)
+
+
+def test_smallest_cohort_still_has_every_kind_of_patient():
+    plan = make_plan(24, seed=3)
+    assert (~plan.has_slides).sum() == (~plan.has_omics).sum() == plan.two_slides.sum() == 2
+    assert sorted(slide.defect for slide in plan.slides if slide.defect) == ["no scale", "truncated"]
