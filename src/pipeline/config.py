@@ -47,7 +47,7 @@ def schema(name: str) -> dict[str, Any]:
     return document
 
 
-def validate(document: Mapping[str, Any], name: str, file: str | Path, *, fill: bool = True) -> dict[str, Any]:
+def validate(document: Mapping[str, Any], name: str, file: str | Path, fill: bool = True) -> dict[str, Any]:
     """A copy of `document` with the schema's defaults filled in (not `fill`: as it is).
 
     Raises `InputError` at the first violation: the file, the key as a dotted path, what was found, what is allowed and, for

@@ -16,18 +16,20 @@ def cohort_names() -> list[str]:
     return sorted(p.stem for p in (ROOT / "cohorts").glob("*.yaml") if p.stem != "template")
 
 
-def load_study(config: Mapping[str, Any], cohort: str) -> dict[str, Any]:
+def load_study(config: Mapping[str, Any], cohort: str, command_line: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings of one cohort's study: `config` (validated ``config.yaml``) overlaid by ``config/cohorts/<cohort>.yaml``.
 
-    Blocks named in `SHARED` are merged key by key, so a cohort states only what differs. Paths stay as written:
-    see `data_path`. Raises `InputError` for an unknown cohort (with the nearest name) or an invalid file.
+    Blocks named in `SHARED` are merged key by key, so a cohort states only what differs; what `command_line` states of them
+    beats both. Paths stay as written: see `data_path`. Raises `InputError` for an unknown cohort (with the nearest name) or an
+    invalid file.
     """
     file = ROOT / "cohorts" / f"{cohort}.yaml"
     if not file.is_file():
         known = cohort_names()
         raise InputError(f"unknown cohort {cohort!r}", file=file, expected="one of " + ", ".join(known), remedy=nearest(cohort, known))
     written = validate(read_yaml(file), "cohort", file, fill=False)  # defaults come with `config`, which it overlays
-    study = fill_defaults(merge({block: config[block] for block in SHARED}, written), schema("cohort"))
+    stated = {block: value for block, value in (command_line or {}).items() if block in SHARED}
+    study = fill_defaults(merge(merge({block: config[block] for block in SHARED}, written), stated), schema("cohort"))
     study["data_dir"] = study.get("data_dir") or config["data_dir"]
     study |= {"name": cohort, "file": str(file), "seed": config["seed"], "encoders": config["encoders"]}
     check_encoder(study, study["slides"]["encoder"])

@@ -46,6 +46,12 @@ def test_a_cohort_overrides_shared_blocks_key_by_key(settings):
     assert study["slides"]["encoder"] == "stain_texture"
 
 
+def test_the_command_line_beats_the_cohort_which_beats_the_common_settings(settings):
+    common = merge(settings, {"training": {"epochs": 99, "lr": 0.5}})
+    assert studies.load_study(common, "demo")["training"] == {"epochs": 20, "lr": 0.5}
+    assert studies.load_study(common, "demo", {"training": {"epochs": 3}})["training"] == {"epochs": 3, "lr": 0.5}
+
+
 def test_every_training_key_of_the_schema_is_one_of_the_protocol():
     keys = read_yaml(ROOT / "schemas" / "cohort.schema.yaml")["properties"]["training"]["properties"]
     Protocol.of({key: getattr(Protocol(), key) for key in keys})
