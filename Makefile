@@ -9,6 +9,7 @@ help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/.installed: requirements.lock pyproject.toml
+	@echo "Installing into $(VENV): PyTorch is large, this takes some minutes once."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
@@ -17,6 +18,7 @@ install: $(BIN)/.installed ## the environment in .venv, exact versions
 
 demo: install ## from raw synthetic slides to results/demo/{summary.tsv,report.html}
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) results/demo/summary.tsv results/demo/report.html
+	@echo "Done: results/demo/summary.tsv, and open results/demo/report.html in a browser."
 
 test: install ## fast tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -m "not slow"
