@@ -4,9 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline import study as studies
+from pipeline.config import read_yaml, validate
 from pipeline.evaluation.summary import read_summary
 from pipeline.slides.features import read_features
-from tests.workflow.conftest import run
+from pipeline.training import fold
+from tests.workflow.conftest import ROOT, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.realdata]
 
@@ -34,3 +37,32 @@ def test_the_real_frozen_section_goes_through_tissue_patches_and_features(tmp_pa
     assert 120 <= real["patches"] <= 190
     assert read_features(tmp_path / real["features"]).features.shape == (real["patches"], 82)
     assert table.loc["broken", "status"] == "failed"
+
+
+def test_permuted_training_labels_predict_nothing_on_blca(tmp_path, realdata, monkeypatch):
+    """The reference runs print .51 for the last epoch and .54 for the best one when there is nothing to learn; last in [.44, .58]."""
+    results = tmp_path / "results/blca"
+    run(tmp_path, "--config", f"data_dir={realdata}", "--", *(f"results/blca/{f}" for f in ("cohort/splits.tsv", "omics/groups.tsv")))
+    honest = fold.read_sides
+
+    def permuted(files, number):
+        patients, train, test = honest(files, number)
+        order = np.random.default_rng(number).permutation(len(train))
+        return patients, train.assign(**{c: train[c].to_numpy()[order] for c in ("time", "event")}), test
+
+    monkeypatch.setattr(fold, "read_sides", permuted)
+    settings = validate(read_yaml(ROOT / "config/config.yaml"), "config", "config.yaml")
+    study = studies.fold_settings(studies.load_study(settings, "blca"), "snn")
+    files = {"patients": results / "cohort/patients.tsv", "splits": results / "cohort/splits.tsv"}
+    files |= {"matrix": results / "omics/omics.h5", "groups": results / "omics/groups.tsv", "manifest": None}
+    for k in range(5):
+        folder = results / f"snn/fold{k}"
+        folder.mkdir(parents=True)
+        names = {"predictions": "predictions.tsv", "history": "history.tsv", "weights": "model.safetensors", "model": "model.yaml"}
+        outputs = {key: folder / name for key, name in names.items()}
+        fold.train_fold(settings=study, fold=k, files=files, outputs=outputs, code="test")
+    histories = [pd.read_csv(results / f"snn/fold{k}/history.tsv", sep="\t")["test_c_index"] for k in range(5)]
+    last, best = np.mean([h.iloc[-1] for h in histories]), np.mean([h.max() for h in histories])
+    print(f"permuted labels: last {last:.3f}, best {best:.3f}")
+    assert 0.44 <= last <= 0.58
+    assert best > last
