@@ -195,6 +195,7 @@ def _not_a_number(path: str | Path, row: int, column: str, found: str, *, allow_
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a TSV atomically; floats keep the 10 significant digits that survive a round trip through text readers."""
+    """Write a TSV atomically; floats keep 10 significant digits. ``.gz`` is compressed, without time or name in its header."""
+    content = table.to_csv(sep="\t", index=False, float_format="%.10g", lineterminator="\n").encode()
     with atomic(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format="%.10g", lineterminator="\n")
+        temporary.write_bytes(gzip.compress(content, mtime=0) if Path(path).suffix == ".gz" else content)

@@ -88,7 +88,7 @@ rule features:
         "results/{cohort}/benchmarks/features_{encoder}_{chunk}.tsv"
     conda:
         "../../envs/slides.yaml"
-    threads: 1
+    threads: setting("slides", "threads")
     resources:
         mem_mb=8000,
         runtime=1440,

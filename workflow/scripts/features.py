@@ -15,6 +15,6 @@ with logged(snakemake.log[0]):
         snakemake.wildcards.encoder,
         overrides=p.encoders,
         batch_size=p.batch_size,
-        readers=p.threads,
+        threads=p.threads,
         max_bad_share=p.max_bad_share,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 
 from pipeline.demo import omics
 from pipeline.demo.plan import Plan, make_plan, permutation
-from pipeline.files import atomic, write_text
+from pipeline.files import write_text
 from pipeline.seeds import seed_from
 from pipeline.tables import write_table
 
@@ -71,7 +70,7 @@ def _write_omics(plan: Plan, folder: Path) -> None:
         rows = rng.permutation(np.flatnonzero(plan.has_omics))
         table = pd.DataFrame(values[rows], columns=columns)
         table.insert(0, "patient_id", np.array(plan.patient_ids)[rows])
-        (_write_gzip if name.endswith(".gz") else write_table)(table, folder / name)
+        write_table(table, folder / name)
     pairs = [(family, gene) for family, rows in sets.families.items() for gene in genes[rows]]
     write_table(pd.DataFrame(pairs, columns=["family", "gene"]), folder / "families.tsv")
     lines = []
@@ -79,12 +78,3 @@ def _write_omics(plan: Plan, folder: Path) -> None:
         note = "follows the hidden factor g" if name in sets.planted else "unrelated to risk"
         lines.append("\t".join([name, note, *genes[rows]]))
     write_text(folder / "pathways.gmt", "\n".join(lines) + "\n")
-
-
-def _write_gzip(table: pd.DataFrame, path: Path) -> None:
-    """As `write_table`, but the header of the gzip file holds neither the time nor a temporary name: the same table, the same bytes."""
-    plain = path.with_suffix("")
-    write_table(table, plain)
-    with atomic(path) as temporary:
-        temporary.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
-    plain.unlink()

@@ -114,11 +114,11 @@ class MCAT(SurvivalModel):
         attention["coattention_scores"] = scores.mean(dim=1).masked_fill(~mask[:, None], -torch.inf)
         return self.path_branch(attended)
 
-    def _or_learned(self, value: Tensor, placeholder: str, has: Tensor) -> Tensor:
-        """`value` [B, …] where the patient has the modality, else the learned placeholder of that name (`missing: learned`)."""
+    def _or_learned(self, value: Tensor, learned: str, has: Tensor) -> Tensor:
+        """`value` [B, …] where the patient has the modality, else the learned vector of that name (`missing: learned`)."""
         if self.missing != "learned":
             return value
-        return torch.where(has.view(-1, *[1] * (value.dim() - 1)), value, getattr(self, placeholder).to(value.dtype))
+        return torch.where(has.view(-1, *[1] * (value.dim() - 1)), value, getattr(self, learned).to(value.dtype))
 
 
 class _Branch(nn.Module):

@@ -92,8 +92,9 @@ def encoder_spec(name: str, overrides: Mapping[str, Mapping[str, object]] | None
     return EncoderSpec(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
 
 
-def load_encoder(spec: EncoderSpec, device: str | None = None, batch_size: int = 64) -> Encoder:
+def load_encoder(spec: EncoderSpec, device: str | None = None, batch_size: int = 64, threads: int = 1) -> Encoder:
     """The encoder, ready to use. `device` None = CUDA where there is one; `batch_size` bounds the images on the device at a time.
+    `threads` compute on a CPU: a number of its own, because the last digits of the features depend on it.
 
     Raises `InputError` when the weights cannot be had, read, or do not fit the architecture.
     """
@@ -101,6 +102,7 @@ def load_encoder(spec: EncoderSpec, device: str | None = None, batch_size: int =
         return StainTextureEncoder()
     import torch
 
+    torch.set_num_threads(threads)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return NetworkEncoder(_network(spec), spec, where, batch_size)
 

@@ -132,12 +132,12 @@ def encode_chunk(
     overrides: Mapping[str, Mapping[str, object]] | None = None,
     device: str | None = None,
     batch_size: int = 64,
-    readers: int = 1,
+    threads: int = 1,
     max_bad_share: float = 0.1,
 ) -> None:
     """Features of every slide that passed `patches_manifest` into `folder`, and the manifest.
 
-    `overrides` changes entries of config/encoders.yaml. `readers` threads decode while the encoder computes. Patches that cannot be
+    `overrides` changes entries of config/encoders.yaml. `threads` decode patches, and as many compute on a CPU. Patches that cannot be
     read are left out and counted; a slide fails when their share exceeds `max_bad_share`. The encoder is loaded once, and only when
     a slide needs it; when that fails, `InputError` is raised, not listed: it is no slide's fault.
     """
@@ -157,7 +157,7 @@ def encode_chunk(
             return False
         return is_valid(path, **origin)
 
-    model = None if all(map(is_done, slides["slide_id"])) else load_encoder(spec, device, batch_size)
+    model = None if all(map(is_done, slides["slide_id"])) else load_encoder(spec, device, batch_size, threads)
 
     def process(row: dict) -> dict[str, object]:
         path, patches, origin = place(row["slide_id"])
@@ -166,7 +166,7 @@ def encode_chunk(
             _check_share(row["slide_id"], int(done.attributes["unreadable"]), len(patches.coords), max_bad_share)
             return {"patches": len(done.coords), "unreadable": done.attributes["unreadable"], "width": spec.width}
         start = time.perf_counter()
-        features, readable = _encode(row["path"], patches, model, batch_size, readers)
+        features, readable = _encode(row["path"], patches, model, batch_size, threads)
         unreadable = len(readable) - len(features)
         _check_share(row["slide_id"], unreadable, len(readable), max_bad_share)
         write_features(

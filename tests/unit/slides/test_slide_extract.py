@@ -187,7 +187,7 @@ def test_unreadable_patches_are_dropped_counted_and_in_excess_fail_the_slide(sta
     break_tiles(Path(stage.slides["path"][1]), [(x, 2) for x in range(2, 9)])
     stage.find()
     stage.lay()
-    encoded = stage.encode(readers=2)
+    encoded = stage.encode(threads=2)
     assert encoded.loc["a", ["status", "patches", "unreadable"]].tolist() == ["ok", "36", "2"]
     assert encoded.loc["b", "reason"] == "slide b: too many patches cannot be read; found '7 of 38', expected at most 10%."
     found = read_features(stage.features / "a.h5")
@@ -212,10 +212,10 @@ def test_a_slide_drawn_empty_by_hand_fails(stage):
     assert stage.find()["status"].tolist() == ["failed", "ok"]
 
 
-def test_features_do_not_depend_on_readers_or_batches(done):
+def test_features_do_not_depend_on_threads_or_batches(done):
     first = (done.features / "a.h5").read_bytes()
     (done.features / "a.h5").unlink()
-    done.encode(readers=3, batch_size=5)
+    done.encode(threads=3, batch_size=5)
     assert (done.features / "a.h5").read_bytes() == first
 
 
