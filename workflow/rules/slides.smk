@@ -102,7 +102,7 @@ rule features:
         code=code_version(
             "pipeline.slides.encoders",
             "pipeline.slides.stain_texture",
-            "pipeline.slides.extract",
+            "pipeline.slides.stages.features",
             "pipeline.slides.features",
         ),
     script:

@@ -1,13 +1,13 @@
 from pathlib import Path
 
 from pipeline.logs import logged
-from pipeline.slides.extract import encode_chunk
 from pipeline.slides.listing import read_chunk
+from pipeline.slides.stages.features import features_chunk
 
 with logged(snakemake.log[0]):
     p, manifest = snakemake.params, Path(snakemake.output[0])
     slides = read_chunk(snakemake.input.slides, int(snakemake.wildcards.chunk), p.chunks)
-    encode_chunk(
+    features_chunk(
         snakemake.input.patches,
         slides,
         manifest.parent,

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 from pipeline.logs import logged
-from pipeline.slides.extract import patches_chunk
 from pipeline.slides.listing import read_chunk
 from pipeline.slides.patches import PatchSettings
+from pipeline.slides.stages.patches import patches_chunk
 
 with logged(snakemake.log[0]):
     p, manifest = snakemake.params, Path(snakemake.output[0])

@@ -1,6 +1,6 @@
 from pipeline.logs import logged
 from pipeline.slides.listing import read_slides
-from pipeline.slides.manifests import gather_manifests
+from pipeline.slides.stages.manifests import gather_manifests
 
 with logged(snakemake.log[0]):
     i = snakemake.input

@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from pipeline.logs import logged
-from pipeline.slides.extract import tissue_chunk
 from pipeline.slides.listing import read_chunk
+from pipeline.slides.stages.tissue import tissue_chunk
 from pipeline.slides.tissue import TissueSettings
 
 with logged(snakemake.log[0]):

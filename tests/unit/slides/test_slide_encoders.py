@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.files import sha256
-from pipeline.slides.encoders import TABLE, encoder_spec, load_encoder
+from pipeline.slides.encoders.network import load_encoder
+from pipeline.slides.encoders.table import TABLE, encoder_spec
 
 PATCHES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
 TINY = {  # the same class of network as UNI, small enough for a unit test

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_slides import TISSUE
 
-from pipeline.slides.encoders import encoder_spec
-from pipeline.slides.stain_texture import STAINS, WIDTH, describe
+from pipeline.slides.encoders.stain_texture import STAINS, WIDTH, describe
+from pipeline.slides.encoders.table import encoder_spec
 
 
 @pytest.fixture(scope="module")

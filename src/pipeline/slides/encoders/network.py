@@ -1,27 +1,24 @@
-"""Patch encoders: a table of entries, and what turns images into feature vectors."""
+"""Patch encoders: what turns images into feature vectors."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import yaml
 
-from pipeline.errors import InputError, nearest
+from pipeline.errors import InputError
 from pipeline.files import sha256
-from pipeline.slides import stain_texture
-from pipeline.slides.provenance import settings_digest
+from pipeline.slides.encoders import stain_texture
+from pipeline.slides.encoders.table import EncoderSpec
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-TABLE = Path(__file__).resolve().parents[3] / "config" / "encoders.yaml"
 HANDCRAFTED = "stain_texture"
 WRAPPERS = ("state_dict", "model", "teacher")  # keys under which training code likes to hide the weights
 
@@ -33,63 +30,6 @@ class Encoder(Protocol):
 
     def encode(self, patches: np.ndarray) -> np.ndarray:
         """float32 [B, width] of patches uint8 [B, H, W, 3]."""
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """One entry of config/encoders.yaml, where the fields are explained."""
-
-    name: str
-    architecture: str
-    width: int
-    options: Mapping[str, object] = field(default_factory=dict)
-    input_size: int | None = None
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    source: str | None = None
-    checkpoint: str | None = None
-    sha256: str | None = None
-    unused: tuple[str, ...] = ()
-    version: int = 1
-    licence: str = ""
-
-    def digest(self) -> str:
-        """Changes with anything that changes a feature: the entry and the bytes of the checkpoint, not its place or the licence."""
-        entry = {k: v for k, v in asdict(self).items() if k not in ("name", "licence", "checkpoint", "sha256")}
-        weights = sha256(self.existing_checkpoint()) if self.checkpoint else self.source
-        return settings_digest(entry, weights)
-
-    def existing_checkpoint(self) -> Path:
-        path = Path(str(self.checkpoint)).expanduser()
-        if not path.is_file():
-            raise InputError(f"encoder {self.name!r}: no such checkpoint", file=path, remedy=self.remedy)
-        return path
-
-    @property
-    def remedy(self) -> str:
-        """How to give weights that the network does not."""
-        return f"Give a local checkpoint in config/config.yaml: `encoders: {{{self.name}: {{checkpoint: /path/to/pytorch_model.bin}}}}`."
-
-
-def encoder_spec(name: str, overrides: Mapping[str, Mapping[str, object]] | None = None, table: str | Path = TABLE) -> EncoderSpec:
-    """The entry `name` of the table, with the keys that ``overrides[name]`` changes (an override may also add a whole entry).
-
-    Raises `InputError` for an unknown encoder or key, with the nearest known one.
-    """
-    entries = {**yaml.safe_load(Path(table).read_text(encoding="utf-8"))}
-    for other, changes in (overrides or {}).items():
-        entries[other] = {**entries.get(other, {}), **(changes or {})}
-    if name not in entries:
-        raise InputError("no such encoder", column="encoder", found=name, expected=", ".join(entries), remedy=nearest(name, entries))
-    entry = {key: value for key, value in entries[name].items() if value is not None}
-    known = [f.name for f in fields(EncoderSpec) if f.name != "name"]
-    for key in entry:
-        if key not in known:
-            raise InputError(f"unknown key of encoder {name!r}", column="encoders", found=key, remedy=nearest(key, known))
-    for key in ("architecture", "width"):
-        if key not in entry:
-            raise InputError(f"encoder {name!r} lacks {key!r}", column="encoders", expected=", ".join(known))
-    return EncoderSpec(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
 
 
 def load_encoder(spec: EncoderSpec, device: str | None = None, batch_size: int = 64, threads: int = 1) -> Encoder:

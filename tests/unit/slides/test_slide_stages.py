@@ -13,13 +13,17 @@ import pytest
 from synthetic_slides import break_tiles, picture, write_svs
 
 from pipeline.errors import InputError
-from pipeline.slides import extract
 from pipeline.slides.contours import write_contours
-from pipeline.slides.encoders import StainTextureEncoder
-from pipeline.slides.extract import encode_chunk, patches_chunk, tissue_chunk
+from pipeline.slides.encoders.network import StainTextureEncoder
 from pipeline.slides.features import read_coords, read_features
-from pipeline.slides.manifests import chunk_of, gather_manifests
+from pipeline.slides.listing import chunk_of
 from pipeline.slides.patches import PatchSettings
+from pipeline.slides.stages import features as features_stage
+from pipeline.slides.stages import tissue as tissue_stage
+from pipeline.slides.stages.features import features_chunk
+from pipeline.slides.stages.manifests import gather_manifests
+from pipeline.slides.stages.patches import patches_chunk
+from pipeline.slides.stages.tissue import tissue_chunk
 from pipeline.slides.tissue import TissueSettings
 from pipeline.tables import read_table
 
@@ -42,7 +46,7 @@ class Stage:
         return read_table(self.patches / "chunk0.tsv").set_index("slide_id")
 
     def encode(self, **options: object) -> pd.DataFrame:
-        encode_chunk(self.patches / "chunk0.tsv", self.slides, self.features, self.features / "chunk0.tsv", ENCODER, **options)
+        features_chunk(self.patches / "chunk0.tsv", self.slides, self.features, self.features / "chunk0.tsv", ENCODER, **options)
         return read_table(self.features / "chunk0.tsv").set_index("slide_id")
 
     def run(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -112,7 +116,7 @@ def test_what_is_valid_is_neither_made_again_nor_does_it_load_the_encoder(done, 
     first = done.run()
     before = done.written()
     manifests = [p.read_bytes() for p in sorted(done.root.rglob("chunk0.tsv"))]
-    monkeypatch.setattr(extract, "load_encoder", lambda *a: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr(features_stage, "load_encoder", lambda *a: pytest.fail("loaded for nothing"))
     again = done.run()
     assert done.written() == before
     assert manifests == [p.read_bytes() for p in sorted(done.root.rglob("chunk0.tsv"))]
@@ -232,7 +236,7 @@ def test_what_would_meet_every_slide_stops_the_chunk(laid, monkeypatch, error):
 
 
 def test_an_unforeseen_error_of_one_slide_is_listed_with_its_type(stage, monkeypatch):
-    monkeypatch.setattr(extract, "find_tissue", lambda *a: 1 / 0)
+    monkeypatch.setattr(tissue_stage, "find_tissue", lambda *a: 1 / 0)
     assert stage.find()["reason"].tolist() == [
         "slide a: ZeroDivisionError: division by zero",
         "slide b: ZeroDivisionError: division by zero",
@@ -241,10 +245,10 @@ def test_an_unforeseen_error_of_one_slide_is_listed_with_its_type(stage, monkeyp
 
 def test_an_encoder_that_cannot_be_had_is_no_slides_fault(laid):
     with pytest.raises(InputError, match="no such encoder; found 'stain_textures'"):
-        encode_chunk(laid.patches / "chunk0.tsv", laid.slides, laid.features, laid.features / "c.tsv", "stain_textures")
+        features_chunk(laid.patches / "chunk0.tsv", laid.slides, laid.features, laid.features / "c.tsv", "stain_textures")
     overrides = {"uni": {"checkpoint": "/absent.bin"}}
     with pytest.raises(InputError, match="no such checkpoint"):
-        encode_chunk(laid.patches / "chunk0.tsv", laid.slides, laid.features, laid.features / "c.tsv", "uni", overrides=overrides)
+        features_chunk(laid.patches / "chunk0.tsv", laid.slides, laid.features, laid.features / "c.tsv", "uni", overrides=overrides)
 
 
 def test_features_that_are_not_finite_fail_the_slide_and_leave_no_file(laid, monkeypatch):

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,11 +23,6 @@ MANIFEST = ["slide_id", "patient_id", "status", "stage", "reason", "remedy", "pa
 EXCLUDED = ["kind", "id", "stage", "reason", "remedy"]
 OK, FAILED = "ok", "failed"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def chunk_of(slide_id: str, chunks: int) -> int:
-    """The chunk of a slide. It does not depend on which other slides there are, so a new slide makes one chunk run again."""
-    return zlib.crc32(slide_id.encode()) % chunks
 
 
 def run_slides(

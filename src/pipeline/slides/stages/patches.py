@@ -1,0 +1,50 @@
+"""The patches stage of a chunk of slides: coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.errors import InputError
+from pipeline.files import sha256
+from pipeline.slides.contours import read_contours
+from pipeline.slides.features import is_valid, read_coords, write_coords
+from pipeline.slides.patches import PatchSettings, lay_patches
+from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.stages.manifests import read_passed, run_slides
+
+COLUMNS = ["patches"]
+
+
+def patches_chunk(
+    tissue_manifest: Path | str, slides: pd.DataFrame, folder: Path | str, manifest: Path | str, settings: PatchSettings | None = None
+) -> None:
+    """Coordinates of the patches of every slide that passed `tissue_manifest` into `folder`, and the manifest.
+
+    The contours are read from the folder of `tissue_manifest`.
+    """
+    settings, folder = settings or PatchSettings(), Path(folder)
+    tissue = read_passed(tissue_manifest, ["mpp", "width", "height"])
+
+    def process(row: dict) -> dict[str, object]:
+        slide_id = row["slide_id"]
+        mpp, width, height = (float(tissue.at[slide_id, key]) for key in ("mpp", "width", "height"))
+        contours, path = Path(tissue_manifest).parent / f"{slide_id}.geojson", folder / f"{slide_id}.h5"
+        origin = {"settings": settings_digest(asdict(settings), mpp, sha256(contours)), "slide_fingerprint": fingerprint(row["path"])}
+        if is_valid(path, **origin):
+            return {"patches": len(read_coords(path).coords)}
+        coords, side = lay_patches(read_contours(contours)[0], (int(width), int(height)), mpp, settings, slide_id)
+        if not len(coords):
+            raise InputError(
+                "no patch lies on enough tissue",
+                slide=slide_id,
+                expected=f"a patch of {settings.patch_size * settings.target_mpp:g} µm with a tissue share of {settings.min_tissue:g}",
+                remedy="Lower `patches.min_tissue` or `patches.patch_size`, or leave out the slide.",
+            )
+        scale = {"patch_size_level0": side, "patch_size": settings.patch_size, "target_mpp": settings.target_mpp, "mpp": mpp}
+        write_coords(path, coords, {**scale, "mpp_source": tissue.at[slide_id, "mpp_source"], **origin})
+        return {"patches": len(coords)}
+
+    run_slides("patches", slides[slides["slide_id"].isin(tissue.index)], process, COLUMNS, manifest)
