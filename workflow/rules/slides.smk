@@ -101,7 +101,7 @@ rule features:
         max_bad_share=setting("slides", "max_bad_share"),
         code=code_version(
             "pipeline.slides.encoders",
-            "pipeline.slides.stain_texture",
+            
             "pipeline.slides.stages.features",
             "pipeline.slides.features",
         ),

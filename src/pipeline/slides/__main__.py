@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.slides.opening import Slide, resolve
+from pipeline.slides.opening import Slide
 from pipeline.slides.provenance import fingerprint
+from pipeline.slides.resolution import resolve
 
 COLUMNS = ["slide_id", "vendor", "width", "height", "downsamples", "mpp", "mpp_source", "objective_power", "fingerprint", "problem"]
 

@@ -10,7 +10,8 @@ import numpy as np
 from shapely.geometry import Polygon
 
 from pipeline.files import atomic
-from pipeline.slides.opening import Slide, overview
+from pipeline.slides.opening import Slide
+from pipeline.slides.overview import overview
 
 LONGEST = 1024
 OUTER, HOLE = (0, 160, 0), (255, 90, 0)  # RGB: green is in no common stain, orange tells holes apart

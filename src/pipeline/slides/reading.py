@@ -12,9 +12,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import openslide
 
-from pipeline.slides.opening import Slide
+from pipeline.slides.opening import Slide, UnreadableRegionError
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def _read_batch(slide: Slide, corners: np.ndarray, side: int, size: int) -> Patc
     for i, (x, y) in enumerate(corners):
         try:
             patch = slide.read_rgb((int(x), int(y)), level, (extent, extent))
-        except openslide.OpenSlideError:
+        except UnreadableRegionError:
             readable[i] = False
             continue
         pixels[i] = patch if extent == size else cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA)

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 from shapely.geometry import Polygon
 
-from pipeline.slides.opening import Slide, overview
+from pipeline.slides.opening import Slide
+from pipeline.slides.overview import overview
 
 GLASS_PERCENTILE = 95
 FAINT_OD = 0.12  # a mean OD under which a smooth area is a smear or tinted glass

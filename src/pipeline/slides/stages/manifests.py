@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import openslide
 import pandas as pd
 
 from pipeline.errors import InputError
+from pipeline.slides.opening import UnreadableRegionError
 from pipeline.tables import numeric, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def run_slides(
 def _explained(error: Exception, slide_id: str) -> dict[str, str]:
     if isinstance(error, InputError):
         return {"reason": error.reason, "remedy": error.remedy}
-    if not isinstance(error, (openslide.OpenSlideError, OSError)):
+    if not isinstance(error, (UnreadableRegionError, OSError)):
         log.exception("slide %s met an error that was not foreseen", slide_id)
     reason = " ".join(f"slide {slide_id}: {type(error).__name__}: {error}".split())
     return {"reason": reason, "remedy": "Check that the file was copied whole (size, checksum)."}

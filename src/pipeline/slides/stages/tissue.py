@@ -12,9 +12,10 @@ from shapely.geometry import Polygon
 
 from pipeline.errors import InputError
 from pipeline.slides.contours import read_contours, write_contours
-from pipeline.slides.opening import Slide, resolve
+from pipeline.slides.opening import Slide
 from pipeline.slides.overlay import draw_overlay
 from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.resolution import resolve
 from pipeline.slides.stages.manifests import run_slides
 from pipeline.slides.tissue import TissueSettings, find_tissue, tissue_mm2
 
