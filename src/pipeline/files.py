@@ -37,7 +37,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 def sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes, read in blocks of 1 MiB."""
-    digest = hashlib.sha256()
+    return _digest(path, hashlib.sha256())
+
+
+def md5(path: str | Path) -> str:
+    """The same by MD5, in which archives of slides state their checksums: it finds damage, not forgery."""
+    return _digest(path, hashlib.md5(usedforsecurity=False))
+
+
+def _digest(path: str | Path, digest: hashlib._Hash) -> str:
     with open(path, "rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)

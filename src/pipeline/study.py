@@ -49,24 +49,55 @@ def modalities(study: Mapping[str, Any]) -> list[str]:
 
 
 def slides_absent(study: Mapping[str, Any]) -> str | None:
-    """Why the cohort has no slides; None when it has."""
-    slides = study["slides"]
-    if slides["folder"] is None:
+    """Why the cohort has no slides (or features of slides); None when it has."""
+    named = (study["slides"]["features"] or study["slides"])["folder"]
+    if named is None:
         return "its file names no slides.folder"
-    folder = Path(data_path(study, slides["folder"]))
+    folder = Path(data_path(study, named))
     if not folder.is_dir():
         return f"no folder {folder}"
     return None
 
 
+def slide_folder(study: Mapping[str, Any]) -> str:
+    """The folder to which the files of the slide table, or the pattern, are relative."""
+    return data_path(study, study["slides"]["folder"] or ".")
+
+
+def made_features(study: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where features made elsewhere are (folder resolved, format, encoder), for a cohort that starts from them; else None."""
+    made = study["slides"]["features"]
+    return made and {**made, "folder": data_path(study, made["folder"]), "encoder": study["slides"]["encoder"]}
+
+
 def folder_listing(study: Mapping[str, Any]) -> str:
-    """A digest of the names and sizes of the slide files, so that new or replaced slides make the list stale."""
-    slides = study["slides"]
-    folder = Path(data_path(study, slides["folder"] or "."))
-    if study["synthetic"] or slides["folder"] is None or not folder.is_dir():
+    """A digest of the names, sizes and times of the slide files, so that new or replaced slides make the list stale."""
+    made, slides = made_features(study), study["slides"]
+    folder, pattern = (made["folder"], "**/*") if made else (data_path(study, slides["folder"] or "."), slides["pattern"])
+    if study["synthetic"] or slides_absent(study):
         return ""
-    names = sorted(f"{p.relative_to(folder)}\t{p.stat().st_size}" for p in folder.glob(slides["pattern"]) if p.is_file())
+    files = [(p.relative_to(folder), p.stat()) for p in Path(folder).glob(pattern) if p.is_file()]
+    names = sorted(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}" for name, stat in files)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def masks(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Where tissue from outside is (`pipeline.slides.masks.MaskSettings`), with its folder resolved."""
+    settings = dict(study["slides"]["masks"])
+    folder = settings.get("folder")
+    return {**settings, "folder": data_path(study, folder) if folder else None}
+
+
+def encoder_running(study: Mapping[str, Any]) -> dict[str, Any]:
+    """How the encoder runs (`pipeline.slides.encoders.network.EncoderSettings`)."""
+    return {key: study["slides"][key] for key in ("device", "batch_size", "threads", "precision", "compile")}
+
+
+def patch_reading(study: Mapping[str, Any]) -> dict[str, Any]:
+    """How patches are read (`pipeline.slides.stages.features.ReadingSettings`)."""
+    slides = study["slides"]
+    kept = {key: slides[key] for key in ("readers", "max_bad_share", "patience")}
+    return {"method": slides["reading"], "check": slides["check_levels"], **kept}
 
 
 def groupings(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -86,7 +117,12 @@ def groupings(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_encoder(study: Mapping[str, Any], encoder: str) -> str:
-    """`encoder` itself; raises `InputError` for one that neither ``config/encoders.yaml`` nor `encoders` knows."""
+    """`encoder` itself; raises `InputError` for one that neither ``config/encoders.yaml`` nor `encoders` knows.
+
+    Where the features were made elsewhere it is a label, and anything goes.
+    """
+    if study["slides"]["features"]:
+        return encoder
     known = [*read_yaml(ROOT / "encoders.yaml"), *study["encoders"]]
     if encoder not in known:
         expected = "one of " + ", ".join(known)

@@ -113,6 +113,17 @@ def chunk_files(stage):
     return lambda w: [f"results/{w.cohort}/slides/{stage.format(**w)}/chunk{i}.tsv" for i in chunks(w.cohort)]
 
 
+def own_chunk_files(stage):
+    """The same for a stage that a cohort with features made elsewhere does not have."""
+    return lambda w: [] if studies.made_features(study(w.cohort)) else chunk_files(stage)(w)
+
+
+def own_chunk(wildcards):
+    """The patches to encode; nothing where the features were made elsewhere."""
+    made = studies.made_features(study(wildcards.cohort))
+    return [] if made else f"results/{wildcards.cohort}/slides/patches/chunk{wildcards.chunk}.tsv"
+
+
 def slide_files(wildcards):
     """What must exist before a chunk's slides can be opened: the demo's are made first."""
     synthetic = study(wildcards.cohort)["synthetic"]
@@ -127,9 +138,12 @@ def slide_table(wildcards):
 
 
 def encoder_gpus(wildcards):
-    """Handcrafted features need no GPU; a misspelt encoder stops before anything is computed."""
-    or_stop(studies.check_encoder, study(wildcards.cohort), wildcards.encoder)
-    return 0 if wildcards.encoder == "stain_texture" else 1
+    """Neither handcrafted features nor a CPU need a GPU; a misspelt encoder stops before anything is computed."""
+    settings = study(wildcards.cohort)
+    or_stop(studies.check_encoder, settings, wildcards.encoder)
+    device = settings["slides"]["device"]
+    needs_none = wildcards.encoder == "stain_texture" or device == "cpu" or studies.made_features(settings)
+    return 0 if needs_none else 1 if isinstance(device, str) else len(device)
 
 
 wildcard_constraints:

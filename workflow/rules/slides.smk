@@ -18,7 +18,8 @@ rule list_slides:
         mem_mb=1000,
         runtime=20,
     params:
-        folder=of_study(lambda s: studies.data_path(s, s["slides"]["folder"])),
+        folder=of_study(studies.slide_folder),
+        made=of_study(studies.made_features),
         pattern=setting("slides", "pattern"),
         patient_id_pattern=setting("slides", "patient_id_pattern"),
         listing=of_study(studies.folder_listing),
@@ -47,7 +48,19 @@ rule tissue:
         chunks=setting("slides", "chunks"),
         mpp=setting("slides", "mpp"),
         settings=setting("slides", "tissue"),
-        code=code_version("pipeline.slides.opening", "pipeline.slides.tissue", "pipeline.slides.contours"),
+        quality=setting("slides", "quality"),
+        masks=of_study(studies.masks),
+        patience=setting("slides", "patience"),
+        code=code_version(
+            "pipeline.slides.opening",
+            "pipeline.slides.images",
+            "pipeline.slides.resolution",
+            "pipeline.slides.tissue",
+            "pipeline.slides.ink",
+            "pipeline.slides.masks",
+            "pipeline.slides.quality",
+            "pipeline.slides.contours",
+        ),
     script:
         "../scripts/tissue.py"
 
@@ -71,6 +84,7 @@ rule patches:
     params:
         chunks=setting("slides", "chunks"),
         settings=setting("slides", "patches"),
+        patience=setting("slides", "patience"),
         code=code_version("pipeline.slides.patches", "pipeline.slides.contours"),
     script:
         "../scripts/patches.py"
@@ -79,7 +93,7 @@ rule patches:
 rule features:
     input:
         slides="results/{cohort}/slides/slides.tsv",
-        patches="results/{cohort}/slides/patches/chunk{chunk}.tsv",
+        patches=own_chunk,
     output:
         "results/{cohort}/slides/features/{encoder}/chunk{chunk}.tsv",
     log:
@@ -88,32 +102,55 @@ rule features:
         "results/{cohort}/benchmarks/features_{encoder}_{chunk}.tsv"
     conda:
         "../../envs/slides.yaml"
-    threads: setting("slides", "threads")
+    threads: of_study(lambda s: max(s["slides"]["threads"], s["slides"]["readers"]))
     resources:
         mem_mb=8000,
         runtime=1440,
         gpu=encoder_gpus,
     params:
         chunks=setting("slides", "chunks"),
+        made=of_study(lambda s: studies.made_features(s) is not None),
         encoders=setting("encoders"),
-        batch_size=setting("slides", "batch_size"),
-        threads=setting("slides", "threads"),
-        max_bad_share=setting("slides", "max_bad_share"),
+        running=of_study(studies.encoder_running),
+        reading=of_study(studies.patch_reading),
         code=code_version(
             "pipeline.slides.encoders",
-            
-            "pipeline.slides.stages.features",
+            "pipeline.slides.reading",
+            "pipeline.slides.tiles",
+            "pipeline.slides.consistency",
             "pipeline.slides.features",
+            "pipeline.slides.foreign",
+            "pipeline.slides.stages.features",
         ),
     script:
         "../scripts/features.py"
 
 
-rule slide_manifest:
+rule slide_quality:
     input:
         slides="results/{cohort}/slides/slides.tsv",
         tissue=chunk_files("tissue"),
         patches=chunk_files("patches"),
+    output:
+        table="results/{cohort}/slides/qc.tsv",
+        sheets=directory("results/{cohort}/slides/contact_sheets"),
+    log:
+        "results/{cohort}/logs/slide_quality.log",
+    conda:
+        "../../envs/slides.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    script:
+        "../scripts/slide_quality.py"
+
+
+rule slide_manifest:
+    input:
+        slides="results/{cohort}/slides/slides.tsv",
+        tissue=own_chunk_files("tissue"),
+        patches=own_chunk_files("patches"),
         features=chunk_files("features/{encoder}"),
     output:
         "results/{cohort}/slides/manifest-{encoder}.tsv",

@@ -2,10 +2,20 @@ from pathlib import Path
 
 from pipeline.logs import logged
 from pipeline.slides.listing import read_chunk
+from pipeline.slides.masks import MaskSettings
+from pipeline.slides.quality import QualitySettings
 from pipeline.slides.stages.tissue import tissue_chunk
 from pipeline.slides.tissue import TissueSettings
 
 with logged(snakemake.log[0]):
     p, manifest = snakemake.params, Path(snakemake.output[0])
-    slides = read_chunk(snakemake.input.slides, int(snakemake.wildcards.chunk), p.chunks)
-    tissue_chunk(slides, manifest.parent, manifest, TissueSettings(**p.settings), default_mpp=p.mpp)
+    tissue_chunk(
+        read_chunk(snakemake.input.slides, int(snakemake.wildcards.chunk), p.chunks),
+        manifest.parent,
+        manifest,
+        TissueSettings(**p.settings),
+        quality=QualitySettings(**p.quality),
+        masks=MaskSettings(**p.masks),
+        default_mpp=p.mpp,
+        patience=p.patience,
+    )

@@ -32,17 +32,18 @@ def write_coords(path: str | Path, coords: np.ndarray, attributes: Mapping[str, 
     _write(path, {COORDS: np.asarray(coords, np.int32)}, attributes)
 
 
-def write_features(path: str | Path, features: np.ndarray, coords: np.ndarray, attributes: Mapping[str, object]) -> None:
-    """Write features [N, d] as contiguous float16 with their coordinates [N, 2], atomically.
+def write_features(path: str | Path, features: np.ndarray, coords: np.ndarray | None, attributes: Mapping[str, object]) -> None:
+    """Write features [N, d] as contiguous float16 with their coordinates [N, 2] (None where they are not known), atomically.
 
     Raises `InputError` when a value is not finite as float16 (±65504): a NaN found here costs a slide, found in training a week.
     """
     with np.errstate(over="ignore"):
         half = np.asarray(features).astype(np.float16)
     _check_finite(half, path)
-    if len(half) != len(coords):
+    if coords is not None and len(half) != len(coords):
         raise ValueError(f"{len(half)} rows of features for {len(coords)} patches")
-    _write(path, {FEATURES: half, COORDS: np.asarray(coords, np.int32)}, attributes)
+    known = {} if coords is None else {COORDS: np.asarray(coords, np.int32)}
+    _write(path, {FEATURES: half, **known}, attributes)
 
 
 def _write(path: str | Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, object]) -> None:
@@ -126,6 +127,35 @@ def map_features(path: str | Path) -> np.ndarray:
     except OSError as error:
         raise InputError(f"cannot be read as HDF5 ({error})", file=path, remedy=REMAKE) from error
     return read_features(path).features  # type: ignore[return-value]
+
+
+@dataclass
+class Progress:
+    """How far the patches of a slide have been encoded: features float16 [n, d] of the readable ones of the first m, readable bool [m],
+    and why the others are not, in order."""
+
+    features: list[np.ndarray] = field(default_factory=list)
+    readable: list[np.ndarray] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def patches(self) -> int:
+        return sum(map(len, self.readable))
+
+
+def write_progress(path: str | Path, progress: Progress, origin: Mapping[str, object]) -> None:
+    """Keep what is done of a slide, atomically; `origin` says from what it was made."""
+    faults = np.array(progress.faults, dtype=h5py.string_dtype())
+    arrays = {FEATURES: np.concatenate(progress.features), "readable": np.concatenate(progress.readable), "faults": faults}
+    _write(path, arrays, origin)
+
+
+def read_progress(path: str | Path, origin: Mapping[str, object]) -> Progress:
+    """What `write_progress` kept; nothing done where there is no such file, it is damaged, or it was made from something else."""
+    if not is_valid(path, **origin):
+        return Progress()
+    with h5py.File(path, "r") as file:
+        return Progress([file[FEATURES][()]], [file["readable"][()]], list(file["faults"].asstr()[()]))
 
 
 def is_valid(path: str | Path, settings: str, slide_fingerprint: str) -> bool:

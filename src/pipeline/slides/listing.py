@@ -15,17 +15,18 @@ from pipeline.tables import FIRST_ROW, numeric, read_table
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ["slide_id", "patient_id", "path", "mpp"]
+NEEDED = ["slide_id", "patient_id", "path", "mpp"]
+COLUMNS = [*NEEDED, "md5"]
 
 
 def list_slides(
     folder: str | Path | None = None, pattern: str = "*.svs", patient_regex: str = r"(.+)", table: str | Path | None = None
 ) -> pd.DataFrame:
-    """The slides as a table sorted by slide_id: slide_id, patient_id, path, mpp (NaN = read it from the file).
+    """The slides as a table sorted by slide_id: slide_id, patient_id, path, mpp (NaN = read it from the file), md5 (NaN = not known).
 
     Without `table`: every file of `folder` that matches the glob `pattern` (``**/*.svs`` looks into subfolders); the slide id is
     the file name without its suffix, the patient id group 1 of `patient_regex` searched in it (default: the whole of it).
-    With `table` (TSV: slide_id, patient_id, optionally file, mpp): only its slides; `file` is relative to `folder` (default: the
+    With `table` (TSV: slide_id, patient_id, optionally file, mpp, md5): only its slides; `file` is relative to `folder` (default: the
     table's own), and where it is empty the file of `folder` with that slide id is taken. A file that is absent stays in the list,
     to fail alone and with a reason. Raises `InputError` for unsafe or repeated ids, a bad pattern, or no slide at all.
     """
@@ -40,7 +41,7 @@ def list_slides(
 
 def read_slides(path: str | Path) -> pd.DataFrame:
     """``slides.tsv`` as written from `list_slides`; mpp as a number."""
-    slides = read_table(path, COLUMNS, patient_id="patient_id", unique=False)
+    slides = read_table(path, NEEDED, patient_id="patient_id", unique=False)
     slides["mpp"] = numeric(slides, "mpp", path)
     return slides
 
@@ -102,7 +103,7 @@ def _from_folder(folder: Path, pattern: str, patient_regex: str) -> pd.DataFrame
     for slide_id, path in files.items():
         patient = slide_id if slide_id in strangers else matches[slide_id][1]
         check_id(slide_id, "slide", file=path)
-        rows.append((slide_id, check_id(patient, "patient", file=path), str(path), float("nan")))
+        rows.append((slide_id, check_id(patient, "patient", file=path), str(path), float("nan"), float("nan")))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -118,6 +119,7 @@ def _from_table(table: Path, folder: Path, pattern: str) -> pd.DataFrame:
         found = slides["slide_id"].iloc[row]
         raise InputError("slide appears twice", file=table, row=row + FIRST_ROW, column="slide_id", found=found, expected="one row a slide")
     slides["mpp"] = _resolutions(slides, table)
+    slides["md5"] = slides["md5"].str.lower() if "md5" in slides else float("nan")
     named = slides["file"] if "file" in slides else pd.Series(float("nan"), index=slides.index)
     files = _files(folder, pattern) if named.isna().any() else {}
     slides["path"] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ class PatchSettings:
     """patch_size: pixels that the encoder's transform receives. target_mpp: µm of one such pixel. min_tissue: share of the patch
     that must be tissue. step: pixels from patch to patch at target scale (None = patch_size, no overlap).
     max_upsampling: a slide may be this much coarser than the target (our choice); blowing up pixels invents no detail.
+    scale_tolerance: a scan whose pixels are the target's divided by 1, 2, 4, … within this share is taken for exactly that (our
+    choice): its patches then lie on whole tiles and no pixel is interpolated. A scan of 0.2525 µm serves 0.5 µm by two pixels to one.
     """
 
     patch_size: int = 256
@@ -27,6 +30,7 @@ class PatchSettings:
     min_tissue: float = 0.5
     step: int | None = None
     max_upsampling: float = 1.25
+    scale_tolerance: float = 0.03
 
 
 def level0_size(pixels: int, mpp: float, settings: PatchSettings, slide_id: str | None = None) -> int:
@@ -39,7 +43,13 @@ def level0_size(pixels: int, mpp: float, settings: PatchSettings, slide_id: str 
             expected=f"at most {settings.target_mpp * settings.max_upsampling:g}",
             remedy="Raise `patches.target_mpp`, or leave out the slide.",
         )
-    return max(1, round(pixels * settings.target_mpp / mpp))
+    return max(1, round(pixels * _factor(settings.target_mpp / mpp, settings.scale_tolerance)))
+
+
+def _factor(exact: float, tolerance: float) -> float:
+    """Level-0 pixels a target pixel: a power of two (at least 1) where that is close enough."""
+    whole = 2 ** max(0, round(math.log2(exact)))
+    return whole if abs(whole / exact - 1) <= tolerance else exact
 
 
 def lay_patches(

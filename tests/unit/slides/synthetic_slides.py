@@ -60,3 +60,44 @@ def break_tiles(path: Path, tiles: list[tuple[int, int]]) -> Path:
             handle.seek(start)
             handle.write(b"\0" * 64)
     return path
+
+
+def write_dicom(folder: Path, levels: list[tuple[np.ndarray, float]], *, tile: int = 256) -> list[Path]:
+    """Write images with their pixel spacing in mm as one DICOM series, a file a level, tiled JPEG, 20x."""
+    import imagecodecs
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage, generate_uid
+
+    shared = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    paths = []
+    for number, (image, spacing) in enumerate(levels):
+        height, width = image.shape[:2]
+        padded = np.pad(image, ((0, -height % tile), (0, -width % tile), (0, 0)), constant_values=255)
+        corners = [(y, x) for y in range(0, height, tile) for x in range(0, width, tile)]
+        tiles = [np.ascontiguousarray(padded[y : y + tile, x : x + tile]) for y, x in corners]
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = VLWholeSlideMicroscopyImageStorage, JPEGBaseline8Bit
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        data, measures, functions, path_of_light = Dataset(), Dataset(), Dataset(), Dataset()
+        measures.PixelSpacing, measures.SliceThickness = [spacing, spacing], 0.001
+        functions.PixelMeasuresSequence = [measures]
+        path_of_light.OpticalPathIdentifier, path_of_light.ObjectiveLensPower = "0", 20
+        facts = {
+            **shared,
+            **{"SOPClassUID": meta.MediaStorageSOPClassUID, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID, "Modality": "SM"},
+            "ImageType": ["DERIVED" if number else "ORIGINAL", "PRIMARY", "VOLUME", "RESAMPLED" if number else "NONE"],
+            **{"DimensionOrganizationType": "TILED_FULL", "Rows": tile, "Columns": tile, "NumberOfFrames": len(tiles)},
+            **{"TotalPixelMatrixColumns": width, "TotalPixelMatrixRows": height, "TotalPixelMatrixFocalPlanes": 1},
+            **{"NumberOfOpticalPaths": 1, "SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_FULL_422", "PlanarConfiguration": 0},
+            **{"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0},
+            **{"SharedFunctionalGroupsSequence": [functions], "OpticalPathSequence": [path_of_light]},
+            "PixelData": encapsulate([imagecodecs.jpeg_encode(pixels, level=95, subsampling="444") for pixels in tiles]),
+        }
+        for keyword, value in facts.items():
+            setattr(data, keyword, value)
+        data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+        data.file_meta = meta
+        paths.append(folder / f"level{number}.dcm")
+        data.save_as(paths[-1], enforce_file_format=True)
+    return paths

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
-import openslide
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box
-from synthetic_slides import HOLE, TISSUE, break_tiles, write_svs
+from synthetic_slides import HOLE, TISSUE
 
 from pipeline.errors import InputError
-from pipeline.slides.patches import PatchSettings, lay_patches
-from pipeline.slides.reading import read_patches
+from pipeline.slides.patches import PatchSettings, lay_patches, level0_size
 
 SQUARE = [box(*TISSUE).difference(box(*HOLE))]
 
@@ -34,7 +32,7 @@ def test_at_twice_the_resolution_the_same_tissue_gives_the_same_patches():
 
 
 def test_a_scan_with_an_odd_resolution_gets_patches_of_the_asked_width():
-    coords, side = lay_patches(SQUARE, (3072, 2560), 0.2527, PatchSettings(target_mpp=0.5))
+    coords, side = lay_patches(SQUARE, (3072, 2560), 0.2527, PatchSettings(target_mpp=0.5, scale_tolerance=0))
     assert side * 0.2527 == pytest.approx(128, abs=0.2527)
     assert (coords % side == 0).all()
 
@@ -79,28 +77,15 @@ def test_every_patch_has_its_share_of_tissue_by_exact_geometry(left, top, width,
                 assert ((x, y) in chosen) == (share > 0.5)
 
 
-@pytest.mark.parametrize("readers", [1, 3])
-def test_patches_are_read_in_order_whatever_the_number_of_readers(square_slide, square_picture, readers):
-    coords, side = lay_patches(SQUARE, (3072, 2560), 0.5, PatchSettings())
-    batches = list(read_patches(square_slide, coords, side, 256, batch=7, readers=readers))
-    assert [len(b.pixels) for b in batches] == [7] * 5 + [3]
-    pixels = np.concatenate([b.pixels for b in batches])
-    with openslide.OpenSlide(square_slide) as slide:
-        for i in (0, 11, 37):
-            reference = np.asarray(slide.read_region(tuple(map(int, coords[i])), 0, (256, 256)).convert("RGB"))
-            assert np.array_equal(pixels[i], reference)
+@pytest.mark.parametrize(
+    ("mpp", "side"), [(0.25, 512), (0.2525, 512), (0.2431, 512), (0.2271, 564), (0.5017, 256), (0.49, 256), (0.125, 1024)]
+)
+def test_a_scan_close_to_a_half_or_a_quarter_of_the_target_is_read_without_interpolation(mpp, side):
+    assert level0_size(256, mpp, PatchSettings()) == side
+    assert level0_size(256, mpp, PatchSettings(scale_tolerance=0)) == round(256 * 0.5 / mpp)
 
 
-def test_patches_of_a_coarser_target_come_from_the_pyramid_and_show_the_same_place(square_slide, square_picture):
-    coords = np.array([[512, 512], [1024, 512]])
-    (batch,) = read_patches(square_slide, coords, 512, 64, batch=8)
-    for (x, y), patch in zip(coords, batch.pixels, strict=True):
-        expected = square_picture[y : y + 512, x : x + 512].reshape(64, 8, 64, 8, 3).mean((1, 3))
-        assert np.abs(patch - expected).mean() < 6
-
-
-def test_a_broken_tile_costs_its_patch_alone(tmp_path, square_picture):
-    path = break_tiles(write_svs(tmp_path / "s.svs", square_picture), [(2, 2), (5, 7)])
-    coords, side = lay_patches(SQUARE, (3072, 2560), 0.5, PatchSettings())
-    readable = np.concatenate([b.readable for b in read_patches(path, coords, side, 256, batch=8, readers=2)])
-    assert sorted(map(tuple, coords[~readable].tolist())) == [(512, 512), (1280, 1792)]
+def test_overlapping_patches_keep_their_step_in_the_same_proportion():
+    coords, side = lay_patches(SQUARE, (3072, 2560), 0.2525, PatchSettings(step=128))
+    assert side == 512
+    assert set(np.diff(np.unique(coords[:, 0]))) == {256}

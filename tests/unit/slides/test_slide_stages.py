@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pandas as pd
@@ -13,15 +15,18 @@ import pytest
 from synthetic_slides import break_tiles, picture, write_svs
 
 from pipeline.errors import InputError
+from pipeline.files import md5
 from pipeline.slides.contours import write_contours
-from pipeline.slides.encoders.network import StainTextureEncoder
-from pipeline.slides.features import read_coords, read_features
+from pipeline.slides.encoders import stain_texture
+from pipeline.slides.encoders.network import EncoderSettings
+from pipeline.slides.features import Progress, read_coords, read_features, write_progress
 from pipeline.slides.listing import chunk_of
+from pipeline.slides.masks import MaskSettings
 from pipeline.slides.patches import PatchSettings
 from pipeline.slides.stages import features as features_stage
 from pipeline.slides.stages import tissue as tissue_stage
-from pipeline.slides.stages.features import features_chunk
-from pipeline.slides.stages.manifests import gather_manifests
+from pipeline.slides.stages.features import ReadingSettings, features_chunk
+from pipeline.slides.stages.manifests import gather_manifests, gather_quality
 from pipeline.slides.stages.patches import patches_chunk
 from pipeline.slides.stages.tissue import tissue_chunk
 from pipeline.slides.tissue import TissueSettings
@@ -45,8 +50,9 @@ class Stage:
         patches_chunk(self.tissue / "chunk0.tsv", self.slides, self.patches, self.patches / "chunk0.tsv", settings)
         return read_table(self.patches / "chunk0.tsv").set_index("slide_id")
 
-    def encode(self, **options: object) -> pd.DataFrame:
-        features_chunk(self.patches / "chunk0.tsv", self.slides, self.features, self.features / "chunk0.tsv", ENCODER, **options)
+    def encode(self, threads: int = 1, batch_size: int = 16, **reading: object) -> pd.DataFrame:
+        how = {"running": EncoderSettings(threads=threads, batch_size=batch_size), "reading": ReadingSettings(**reading)}
+        features_chunk(self.patches / "chunk0.tsv", self.slides, self.features, self.features / "chunk0.tsv", ENCODER, **how)
         return read_table(self.features / "chunk0.tsv").set_index("slide_id")
 
     def run(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -191,13 +197,105 @@ def test_unreadable_patches_are_dropped_counted_and_in_excess_fail_the_slide(sta
     break_tiles(Path(stage.slides["path"][1]), [(x, 2) for x in range(2, 9)])
     stage.find()
     stage.lay()
-    encoded = stage.encode(threads=2)
+    encoded = stage.encode(threads=2, readers=2)
     assert encoded.loc["a", ["status", "patches", "unreadable"]].tolist() == ["ok", "36", "2"]
     assert encoded.loc["b", "reason"] == "slide b: too many patches cannot be read; found '7 of 38', expected at most 10%."
     found = read_features(stage.features / "a.h5")
     assert (512, 512) not in set(map(tuple, found.coords.tolist()))
     assert stage.encode(max_bad_share=0.5)["patches"].tolist() == ["36", "31"]
     assert stage.encode(max_bad_share=0.01)["status"].tolist() == ["failed", "failed"]
+
+
+def test_unreadable_patches_are_listed_with_place_and_reason(stage):
+    break_tiles(Path(stage.slides["path"][0]), [(2, 2), (5, 7)])
+    stage.run()
+    listed = read_table(stage.features / "a.unreadable.tsv")
+    assert listed[["slide_id", "x", "y"]].to_numpy().tolist() == [["a", "512", "512"], ["a", "1280", "1792"]]
+    assert listed["reason"].tolist() == [f"tile {place} of level 0: holds no JPEG stream" for place in ("2, 2", "5, 7")]
+    assert not (stage.features / "b.unreadable.tsv").exists()
+
+
+def test_a_killed_slide_goes_on_where_it_was_left(laid, monkeypatch):
+    whole = laid.root / "whole"
+    laid.encode()
+    shutil.copytree(laid.features, whole)
+    (laid.features / "a.h5").unlink()
+    described, describe = laid.root / "described", stain_texture.describe
+
+    def die_at_the_second_batch(patches):
+        with described.open("a") as log:
+            log.write(f"{len(patches)}\n")
+        if described.read_text().count("\n") in (2, 3):
+            time.sleep(0.5)  # the first batch is being kept
+            os._exit(9)
+        return describe(patches)
+
+    monkeypatch.setattr(stain_texture, "describe", die_at_the_second_batch)
+    laid.encode(keep_seconds=0.0)  # dies, and once more
+    assert "ended the process 2 times (exit status 9)" in read_table(laid.features / "chunk0.tsv")["reason"][0]
+    assert not (laid.features / "a.h5").exists()
+    assert laid.encode(keep_seconds=0.0)["status"].tolist() == ["ok", "ok"]
+    assert described.read_text().split() == ["32", "6", "6", "6"]
+    assert (laid.features / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
+    assert not list(laid.features.glob(".*"))
+
+
+def test_progress_of_another_slide_or_setting_is_not_taken_up(laid, monkeypatch):
+    laid.encode()
+    expected = (laid.features / "a.h5").read_bytes()
+    (laid.features / "a.h5").unlink()
+    progress = Progress([np.zeros((5, 82), np.float16)], [np.ones(5, bool)], [])
+    write_progress(laid.features / ".a.partial.h5", progress, {"settings": "other", "slide_fingerprint": "other"})
+    laid.encode()
+    assert (laid.features / "a.h5").read_bytes() == expected
+
+
+def test_a_slide_replaced_after_its_patches_were_laid_is_refused(done):
+    write_svs(Path(done.slides["path"][0]), picture(hole=False))
+    encoded = done.encode()
+    assert "a.svs: the slide was replaced since its patches were laid; found" in encoded.loc["a", "reason"]
+    assert "--forcerun list_slides" in encoded.loc["a", "remedy"]
+    assert encoded.loc["b", "status"] == "ok"
+
+
+def test_a_checksum_in_the_table_finds_any_damage(stage):
+    stage.slides["md5"] = [md5(path) for path in stage.slides["path"]]
+    content = bytearray(Path(stage.slides["path"][1]).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path(stage.slides["path"][1]).write_bytes(content)
+    tissue = stage.find()
+    assert tissue["status"].tolist() == ["ok", "failed"]
+    assert f"b.svs, column 'md5': the file is damaged or another one; found '{md5(stage.slides['path'][1])}'" in tissue.loc["b", "reason"]
+
+
+def test_the_quality_of_all_slides_is_one_table_with_pictures(done):
+    failed = done.slides[:1].assign(slide_id="absent", path="absent.svs")
+    done.slides = pd.concat([done.slides, failed], ignore_index=True)
+    done.find()
+    done.lay()
+    manifests = ([folder / "chunk0.tsv"] for folder in (done.tissue, done.patches))
+    gather_quality(done.slides, *manifests, done.root / "qc.tsv", done.root / "sheets")
+    table = read_table(done.root / "qc.tsv").set_index("slide_id")
+    assert table["status"].to_dict() == {"a": "ok", "b": "ok", "absent": "failed"}
+    assert float(table.loc["a", "pen_share"]) > 0.05
+    assert "pen" in table.loc["a", "flags"].split(";")
+    assert table.loc["a", "patches"] == "38"
+    assert [p.name for p in (done.root / "sheets").iterdir()] == ["sheet.jpg"]
+
+
+def test_a_mask_from_outside_is_taken_instead_and_its_change_is_noticed(done):
+    folder = done.root / "masks"
+    folder.mkdir()
+    mask = np.zeros((160, 192), np.uint8)
+    mask[32:64, 32:64] = 255
+    cv2.imwrite(str(folder / "a.png"), mask)
+    found = done.find(masks=MaskSettings(folder=folder))
+    assert found["tissue_source"].tolist() == ["a.png", "found"]
+    assert done.lay()["patches"].tolist() == ["4", "38"]
+    mask[64:96, 32:64] = 255
+    cv2.imwrite(str(folder / "a.png"), mask)
+    done.find(masks=MaskSettings(folder=folder))
+    assert done.lay()["patches"].tolist() == ["8", "38"]
 
 
 def test_contours_drawn_by_hand_are_used_and_kept(done):
@@ -219,16 +317,16 @@ def test_a_slide_drawn_empty_by_hand_fails(stage):
 def test_features_do_not_depend_on_threads_or_batches(done):
     first = (done.features / "a.h5").read_bytes()
     (done.features / "a.h5").unlink()
-    done.encode(threads=3, batch_size=5)
+    done.encode(threads=3, batch_size=5, readers=2)
     assert (done.features / "a.h5").read_bytes() == first
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("CUDA error")])
 def test_what_would_meet_every_slide_stops_the_chunk(laid, monkeypatch, error):
-    def fail(self, patches):
+    def fail(patches):
         raise error
 
-    monkeypatch.setattr(StainTextureEncoder, "encode", fail)
+    monkeypatch.setattr(stain_texture, "describe", fail)
     with pytest.raises(type(error)):
         laid.encode()
     assert not (laid.features / "chunk0.tsv").exists()
@@ -252,7 +350,7 @@ def test_an_encoder_that_cannot_be_had_is_no_slides_fault(laid):
 
 
 def test_features_that_are_not_finite_fail_the_slide_and_leave_no_file(laid, monkeypatch):
-    monkeypatch.setattr(StainTextureEncoder, "encode", lambda self, patches: np.full((len(patches), 82), 1e9, np.float32))
+    monkeypatch.setattr(stain_texture, "describe", lambda patches: np.full((len(patches), 82), 1e9, np.float32))
     encoded = laid.encode()
     assert "38 of 38 patches have a feature that is not finite as float16" in encoded.loc["a", "reason"]
     assert not list(laid.features.glob("*.h5"))

@@ -62,9 +62,10 @@ def _describe(rgb: np.ndarray) -> np.ndarray:
     stains, overall = (_eight_bits(cv2.transform(density, rows)) for rows in (_UNMIX[:3], _UNMIX[3:]))
     planes = [*cv2.split(stains), overall]
     haematoxylin, eosin = planes[:2]
+    histograms = [_histogram(plane) for plane in planes]
     numbers = [
-        *(_distribution(_histogram(plane)) for plane in planes),
-        [_histogram(overall)[LEVELS < GLASS_DENSITY].sum(), _correlation(haematoxylin, eosin)],
+        *map(_distribution, histograms),
+        [histograms[-1][LEVELS < GLASS_DENSITY].sum(), _correlation(haematoxylin, eosin)],
         _nuclei(haematoxylin, eosin),
         _bands(haematoxylin),
         _gradients(haematoxylin),
@@ -158,7 +159,8 @@ def _binary_patterns(plane: np.ndarray) -> np.ndarray:
     height, width = plane.shape
     code = np.zeros_like(inner)
     for bit, (y, x) in enumerate(AROUND):
-        code |= (plane[y : height - 2 + y, x : width - 2 + x] > inner).view(np.uint8) << np.uint8(bit)
+        larger = cv2.compare(plane[y : height - 2 + y, x : width - 2 + x], inner, cv2.CMP_GT)  # 0 or 255
+        cv2.bitwise_or(code, 1 << bit, dst=code, mask=larger)
     return np.bincount(_PATTERN, weights=_histogram(code), minlength=10)
 
 

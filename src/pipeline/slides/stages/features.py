@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from pipeline.errors import InputError
-from pipeline.slides.encoders.network import Encoder, load_encoder
-from pipeline.slides.encoders.table import encoder_spec
-from pipeline.slides.features import PatchFile, is_valid, read_coords, write_features
-from pipeline.slides.provenance import settings_digest
-from pipeline.slides.reading import read_patches
-from pipeline.slides.stages.manifests import read_passed, run_slides
+from pipeline.slides.encoders.network import Encoder, EncoderSettings, load_encoder
+from pipeline.slides.encoders.table import EncoderSpec, encoder_spec
+from pipeline.slides.features import PatchFile, Progress, is_valid, read_coords, read_progress, write_features, write_progress
+from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.reading import PatchSource, Reading
+from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
+from pipeline.slides.stages.supervision import StopChunkError, alive
+from pipeline.tables import write_table
 
-COLUMNS = ["patches", "unreadable", "width"]
+log = logging.getLogger(__name__)
+
+COLUMNS = ["patches", "unreadable", "width", "reader"]
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """How patches are read.
+
+    method: ``exact``, ``scaled`` or ``openslide`` (`pipeline.slides.reading.PatchSource`). check: compare patches with a coarser level.
+    readers: threads that decode; they change no feature. max_bad_share: a slide with a larger share of unreadable patches fails.
+    keep_seconds: what is done of a slide is kept at least so often, and the log says how far it is. patience: seconds without a batch
+    after which a slide is tried again and then given up.
+    """
+
+    method: str = "exact"
+    check: bool = True
+    readers: int = 1
+    max_bad_share: float = 0.1
+    keep_seconds: float = 60.0
+    patience: float = PATIENCE
 
 
 def features_chunk(
@@ -28,72 +54,178 @@ def features_chunk(
     encoder: str,
     *,
     overrides: Mapping[str, Mapping[str, object]] | None = None,
-    device: str | None = None,
-    batch_size: int = 64,
-    threads: int = 1,
-    max_bad_share: float = 0.1,
+    running: EncoderSettings | None = None,
+    reading: ReadingSettings | None = None,
 ) -> None:
     """Features of every slide that passed `patches_manifest` into `folder`, and the manifest.
 
-    `overrides` changes entries of config/encoders.yaml. `threads` decode patches, and as many compute on a CPU. Patches that cannot be
-    read are left out and counted; a slide fails when their share exceeds `max_bad_share`. The encoder is loaded once, and only when
-    a slide needs it; when that fails, `InputError` is raised, not listed: it is no slide's fault.
+    `overrides` changes entries of config/encoders.yaml. Patches that cannot be read are left out, counted, and listed with their reasons
+    in ``<slide>.unreadable.tsv``. The encoder is loaded once, and only when a slide needs it; when that fails, the error is raised, not
+    listed: it is no slide's fault. A slide that a kill interrupts is taken up again where its features were last kept.
     """
-    folder, spec = Path(folder), encoder_spec(encoder, overrides)
-    slides = slides[slides["slide_id"].isin(read_passed(patches_manifest, []).index)]
-    recipe = spec.digest() if len(slides) else ""
+    passed = read_passed(patches_manifest, ["patches"])
+    slides = slides[slides["slide_id"].isin(passed.index)]
+    spec = encoder_spec(encoder, overrides)
+    if len(slides):
+        spec.digest()  # an absent checkpoint is no slide's fault
+    running = replace(running or EncoderSettings(), patches=int(passed["patches"].sum()))
+    reading = reading or ReadingSettings()
+    stage = _Stage(Path(patches_manifest).parent, slides, Path(folder), spec, running, reading)
+    run_slides(f"encode ({encoder})", slides, stage.process, COLUMNS, manifest, reading.patience)
 
-    def place(slide_id: str) -> tuple[Path, PatchFile, dict[str, str]]:
-        patches = read_coords(Path(patches_manifest).parent / f"{slide_id}.h5")
-        settings = settings_digest(recipe, patches.attributes["settings"])
-        return folder / f"{slide_id}.h5", patches, {"settings": settings, "slide_fingerprint": str(patches.attributes["slide_fingerprint"])}
 
-    def is_done(slide_id: str) -> bool:
+@dataclass(frozen=True)
+class _Place:
+    """A slide on its way: its patches, the file of its features, and what these are made from."""
+
+    slide_id: str
+    slide: Path
+    patches: PatchFile
+    features: Path
+    origin: Mapping[str, str]
+
+    @property
+    def progress(self) -> Path:
+        return self.features.with_name(f".{self.slide_id}.partial.h5")
+
+    @property
+    def unreadable(self) -> Path:
+        return self.features.with_name(f"{self.slide_id}.unreadable.tsv")
+
+    @property
+    def is_done(self) -> bool:
+        return is_valid(self.features, **self.origin)
+
+
+class _Stage:
+    """What the slides of a chunk share: the encoder, the threads that read, and the slide that is read ahead."""
+
+    def __init__(
+        self, patches: Path, slides: pd.DataFrame, folder: Path, spec: EncoderSpec, running: EncoderSettings, reading: ReadingSettings
+    ) -> None:
+        self._patches, self._folder, self._spec, self._running, self._reading = patches, folder, spec, running, reading
+        self._following = dict(zip(slides["slide_id"], slides[1:].to_dict("records"), strict=False))
+        self._ahead: dict[str, tuple[Progress, Reading]] = {}
+
+    @cached_property
+    def _encoder(self) -> Encoder:
         try:
-            path, _, origin = place(slide_id)
-        except InputError:  # it will be listed with the slide
-            return False
-        return is_valid(path, **origin)
+            return load_encoder(self._spec, self._running)
+        except InputError as error:
+            raise StopChunkError from error
 
-    model = None if all(map(is_done, slides["slide_id"])) else load_encoder(spec, device, batch_size, threads)
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._reading.readers, thread_name_prefix="reader")
 
-    def process(row: dict) -> dict[str, object]:
-        path, patches, origin = place(row["slide_id"])
-        if is_valid(path, **origin):
-            done = read_coords(path)
-            _check_share(row["slide_id"], int(done.attributes["unreadable"]), len(patches.coords), max_bad_share)
-            return {"patches": len(done.coords), "unreadable": done.attributes["unreadable"], "width": spec.width}
-        start = time.perf_counter()
-        features, readable = _encode(row["path"], patches, model, batch_size, threads)
-        unreadable = len(readable) - len(features)
-        _check_share(row["slide_id"], unreadable, len(readable), max_bad_share)
-        write_features(
-            path, features, patches.coords[readable], {**patches.attributes, "encoder": encoder, "unreadable": unreadable, **origin}
-        )
-        rate = round(len(readable) / (time.perf_counter() - start))
-        return {"patches": len(features), "unreadable": unreadable, "width": spec.width, "patches/s": rate}
+    def process(self, row: dict) -> dict[str, object]:
+        """The row of the manifest of one slide."""
+        place = self._place(row)
+        if not place.is_done:
+            self._make(place)
+        done = read_coords(place.features)
+        unreadable = int(done.attributes["unreadable"])
+        self._check_share(place, unreadable)
+        return {"patches": len(done.coords), "unreadable": unreadable, "width": self._spec.width, "reader": done.attributes["reader"]}
 
-    run_slides(f"encode ({encoder})", slides, process, COLUMNS, manifest)
+    def _place(self, row: dict) -> _Place:
+        slide_id, slide = row["slide_id"], Path(row["path"])
+        patches = read_coords(self._patches / f"{slide_id}.h5")
+        method = [self._reading.method] if self._reading.method == "scaled" else []  # the others give the same pixels
+        settings = settings_digest(self._spec.digest(), patches.attributes["settings"], *method)
+        found, expected = fingerprint(slide), str(patches.attributes["slide_fingerprint"])
+        if found != expected:
+            problem = "the slide was replaced since its patches were laid"
+            remedy = "Run again with `--forcerun list_slides`, so that its tissue and patches are found anew."
+            raise InputError(problem, file=slide, found=found, expected=f"fingerprint {expected}", remedy=remedy)
+        return _Place(slide_id, slide, patches, self._folder / f"{slide_id}.h5", {"settings": settings, "slide_fingerprint": found})
+
+    def _make(self, place: _Place) -> None:
+        """Encode what is not yet encoded of a slide, and write its features."""
+        progress, reading = self._ahead.pop(place.slide_id, None) or self._begin(place)
+        with reading:
+            self._encode(place, progress, reading)
+            reader = reading.reader
+        readable = np.concatenate(progress.readable)
+        self._list_unreadable(place, readable, progress.faults)
+        self._check_share(place, len(progress.faults))
+        facts = {"encoder": self._spec.name, "unreadable": len(progress.faults), "reader": reader, **self._encoder.describe()}
+        attributes = {**place.patches.attributes, **facts, **place.origin}
+        write_features(place.features, np.concatenate(progress.features), place.patches.coords[readable], attributes)
+        place.progress.unlink(missing_ok=True)
+
+    def _begin(self, place: _Place) -> tuple[Progress, Reading]:
+        """Start to read a slide where it was left."""
+        progress = read_progress(place.progress, place.origin)
+        if progress.patches:
+            log.info("slide %s: goes on after %d patches", place.slide_id, progress.patches)
+        side, size = (int(place.patches.attributes[key]) for key in ("patch_size_level0", "patch_size"))
+        source = partial(PatchSource, place.slide, place.patches.coords, side, size, self._reading.method, self._reading.check)
+        window = self._reading.readers + 1
+        batch = self._encoder.batch_size
+        reading = Reading(self._pool, source, progress.patches, len(place.patches.coords), batch, window, keep=self._encoder.in_flight)
+        reading.fill()
+        return progress, reading
+
+    def _encode(self, place: _Place, progress: Progress, reading: Reading) -> None:
+        """Bring `progress` to the end of the slide, keeping what is done every now and then."""
+        arrived: list = []
+
+        def pixels() -> Iterator[np.ndarray]:
+            for batch in reading:
+                if reading.is_asked_for:
+                    self._read_ahead(place.slide_id)
+                arrived.append(batch)
+                yield batch.pixels
+
+        start = kept = time.monotonic()
+        before = progress.patches
+        try:
+            for features in self._encoder.encode_all(pixels()):
+                batch = arrived.pop(0)
+                with np.errstate(over="ignore"):  # an overflow becomes inf, which write_features refuses
+                    progress.features.append(features[batch.readable].astype(np.float16))
+                progress.readable.append(batch.readable)
+                progress.faults += [batch.faults[i] for i in sorted(batch.faults)]
+                alive()
+                if time.monotonic() - kept > self._reading.keep_seconds:
+                    kept = time.monotonic()
+                    write_progress(place.progress, progress, place.origin)
+                    _say_how_far(place, progress.patches, (progress.patches - before) / (kept - start))
+        except (RuntimeError, MemoryError) as error:  # of the device: it would meet every slide
+            raise StopChunkError from error
+
+    def _read_ahead(self, slide_id: str) -> None:
+        """Begin to read the slide after this one, if it needs it and is not under way; its errors are told when its turn comes."""
+        row = self._following.get(slide_id)
+        if row is None or row["slide_id"] in self._ahead:
+            return
+        try:
+            place = self._place(row)
+        except (InputError, OSError):
+            return
+        if not place.is_done:
+            self._ahead[place.slide_id] = self._begin(place)
+
+    def _list_unreadable(self, place: _Place, readable: np.ndarray, faults: list[str]) -> None:
+        place.unreadable.unlink(missing_ok=True)
+        if faults:
+            x, y = place.patches.coords[~readable].T
+            write_table(pd.DataFrame({"slide_id": place.slide_id, "x": x, "y": y, "reason": faults}), place.unreadable)
+
+    def _check_share(self, place: _Place, unreadable: int) -> None:
+        patches, share = len(place.patches.coords), self._reading.max_bad_share
+        if unreadable > share * patches:
+            raise InputError(
+                "too many patches cannot be read",
+                slide=place.slide_id,
+                found=f"{unreadable} of {patches}",
+                expected=f"at most {share:.0%}",
+                remedy=f"{place.unreadable.name} says which and why. Copy the slide again, or raise `slides.reading.max_bad_share`.",
+            )
 
 
-def _encode(path: str, patches: PatchFile, model: Encoder, batch_size: int, readers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features float16 [n, d] of the n readable patches, and which of the N patches those are, bool [N]."""
-    side, size = (int(patches.attributes[key]) for key in ("patch_size_level0", "patch_size"))
-    features, readable = [np.zeros((0, model.width), np.float16)], []
-    for batch in read_patches(path, patches.coords, side, size, batch_size, readers):
-        readable.append(batch.readable)
-        if batch.readable.any():
-            with np.errstate(over="ignore"):  # an overflow becomes inf, which write_features refuses
-                features.append(model.encode(batch.pixels[batch.readable]).astype(np.float16))
-    return np.concatenate(features), np.concatenate(readable)
-
-
-def _check_share(slide_id: str, unreadable: int, patches: int, max_bad_share: float) -> None:
-    if unreadable > max_bad_share * patches:
-        raise InputError(
-            "too many patches cannot be read",
-            slide=slide_id,
-            found=f"{unreadable} of {patches}",
-            expected=f"at most {max_bad_share:.0%}",
-            remedy="Copy the slide again from its source, or raise `slides.max_bad_share`.",
-        )
+def _say_how_far(place: _Place, done: int, rate: float) -> None:
+    patches = len(place.patches.coords)
+    left = (patches - done) / rate / 60 if rate else float("inf")
+    log.info("slide %s: %d of %d patches, %.0f patches/s, %.1f min left", place.slide_id, done, patches, rate, left)

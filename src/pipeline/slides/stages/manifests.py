@@ -2,65 +2,56 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.errors import InputError
-from pipeline.slides.opening import UnreadableRegionError
+from pipeline.slides.overlay import contact_sheet
+from pipeline.slides.quality import FIGURES
+from pipeline.slides.stages.supervision import Failure, Process, supervise
 from pipeline.tables import numeric, read_table, write_table
 
 log = logging.getLogger(__name__)
 
+TISSUE = ["mpp", "mpp_source", "objective_power", "width", "height", "tissue_source", *FIGURES]
 OUTCOME = ["slide_id", "status", "reason", "remedy"]
 MANIFEST = ["slide_id", "patient_id", "status", "stage", "reason", "remedy", "patches", "mpp", "mpp_source", "tissue_mm2", "features"]
+QUALITY = ["slide_id", "patient_id", "status", "stage", "reason", *TISSUE, "patches"]
 EXCLUDED = ["kind", "id", "stage", "reason", "remedy"]
 OK, FAILED = "ok", "failed"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE = 1800.0  # seconds
 
 
 def run_slides(
-    stage: str, slides: pd.DataFrame, process: Callable[[dict], dict[str, object]], columns: Sequence[str], manifest: Path | str
+    stage: str, slides: pd.DataFrame, process: Process, columns: Sequence[str], manifest: Path | str, patience: float = PATIENCE
 ) -> None:
     """Call `process` with every row of `slides` and write the manifest: slide_id, status, reason, remedy and `columns`.
 
-    `process` returns a row's `columns`, and what else it wants in the log. What it raises fails that slide alone, except a lack of
-    memory, a full disk and errors of the device (RuntimeError): they would meet every later slide too and are passed on.
+    `process` returns a row's `columns`, and what else it wants in the log; it runs in a child process. What it raises, and a crash or a
+    silence of `patience` seconds, fails that slide alone; what would meet every later slide too is raised (see `supervise`).
     """
     from tqdm import tqdm
 
-    rows = []
-    for row in tqdm(slides.to_dict("records"), desc=stage, unit="slide", disable=not sys.stderr.isatty()):
-        slide_id, start = row["slide_id"], time.perf_counter()
-        try:
-            found = process(row)
-        except (MemoryError, RuntimeError):
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
-                raise
-            rows.append({"slide_id": slide_id, "status": FAILED, **_explained(error, slide_id)})
-            log.warning("%s, slide %s failed: %s", stage, slide_id, rows[-1]["reason"])
-            continue
-        rows.append({"slide_id": slide_id, "status": OK, **found})
-        facts = ", ".join(f"{key} {value}" for key, value in found.items())
-        log.info("%s, slide %s: %s; %.1f s", stage, slide_id, facts, time.perf_counter() - start)
+    records = slides.to_dict("records")
+    outcomes = supervise(records, process, patience)
+    rows, start = [], time.perf_counter()
+    for row, found in zip(tqdm(records, desc=stage, unit="slide", disable=not sys.stderr.isatty()), outcomes, strict=True):
+        slide_id = row["slide_id"]
+        if isinstance(found, Failure):
+            rows.append({"slide_id": slide_id, "status": FAILED, **found})
+            log.warning("%s, slide %s failed: %s", stage, slide_id, found["reason"])
+        else:
+            rows.append({"slide_id": slide_id, "status": OK, **found})
+            facts = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
+            log.info("%s, slide %s (%d of %d): %s; %.1f s", stage, slide_id, len(rows), len(records), facts, time.perf_counter() - start)
+        start = time.perf_counter()
     write_table(pd.DataFrame(rows, columns=[*OUTCOME, *columns]), manifest)
-
-
-def _explained(error: Exception, slide_id: str) -> dict[str, str]:
-    if isinstance(error, InputError):
-        return {"reason": error.reason, "remedy": error.remedy}
-    if not isinstance(error, (UnreadableRegionError, OSError)):
-        log.exception("slide %s met an error that was not foreseen", slide_id)
-    reason = " ".join(f"slide {slide_id}: {type(error).__name__}: {error}".split())
-    return {"reason": reason, "remedy": "Check that the file was copied whole (size, checksum)."}
 
 
 def read_passed(manifest: Path | str, numbers: Sequence[str]) -> pd.DataFrame:
@@ -80,15 +71,39 @@ def gather_manifests(
 ) -> pd.DataFrame:
     """Join the chunks' manifests of the three stages into one row a slide, in the order of `slides`, and write it.
 
-    A slide's stage is the one it failed at, or ``encode``. Returns the failures as rows of excluded.tsv: kind, id, stage, reason,
-    remedy. Raises `InputError` when a slide is in no manifest of the stage that it should have reached.
+    A slide's stage is the one it failed at, or the last. A cohort that starts from features made elsewhere has manifests of the stage
+    ``import`` alone. Returns the failures as rows of excluded.tsv: kind, id, stage, reason, remedy. Raises `InputError` when a slide is
+    in no manifest of the stage that it should have reached.
     """
-    stages = {"tissue": _joined(tissue), "patches": _joined(patches), "encode": _joined(encoded)}
-    rows = [_gathered(slide, stages) for slide in slides.to_dict("records")]
+    stages = _stages(tissue=tissue, patches=patches, **{"encode" if tissue else "import": encoded})
+    rows = []
+    for slide in slides.to_dict("records"):
+        known = _known(slide, stages)
+        if known["status"] == OK:
+            known["features"] = os.path.relpath(Path(str(known["folder"])) / f"{slide['slide_id']}.h5")
+        rows.append(known)
     table = pd.DataFrame(rows, columns=MANIFEST)
     write_table(table, manifest)
     failures = table[table["status"] == FAILED].rename(columns={"slide_id": "id"})
     return failures.assign(kind="slide")[EXCLUDED].reset_index(drop=True)
+
+
+def gather_quality(
+    slides: pd.DataFrame, tissue: Sequence[Path | str], patches: Sequence[Path | str], table: Path | str, sheets: Path | str
+) -> None:
+    """One row a slide with the figures of its quality into `table`, and contact sheets of the overlays with ids and flags into `sheets`."""
+    stages = _stages(tissue=tissue, patches=patches)
+    rows = [_known(slide, stages) for slide in slides.to_dict("records")]
+    write_table(pd.DataFrame(rows, columns=QUALITY), table)
+    overlays = [Path(str(stages["tissue"][row["slide_id"]]["folder"])) / f"{row['slide_id']}.png" for row in rows]
+    flags = ["" if pd.isna(row.get("flags")) else str(row["flags"]) for row in rows]
+    flags = [flag if row["status"] == OK else f"failed: {row['stage']}" for row, flag in zip(rows, flags, strict=True)]
+    contact_sheet(overlays, [row["slide_id"] for row in rows], Path(sheets) / "sheet.jpg", flags)
+
+
+def _stages(**manifests: Sequence[Path | str]) -> dict[str, dict[str, dict]]:
+    """Stage → slide id → row, of the stages that the cohort has."""
+    return {stage: _joined(paths) for stage, paths in manifests.items() if paths}
 
 
 def _joined(manifests: Sequence[Path | str]) -> dict[str, dict]:
@@ -100,7 +115,8 @@ def _joined(manifests: Sequence[Path | str]) -> dict[str, dict]:
     return rows
 
 
-def _gathered(slide: dict, stages: dict[str, dict[str, dict]]) -> dict[str, object]:
+def _known(slide: dict, stages: dict[str, dict[str, dict]]) -> dict[str, object]:
+    """All that the stages know of a slide, up to the one it failed at."""
     slide_id = slide["slide_id"]
     known: dict[str, object] = {}
     for stage, rows in stages.items():
@@ -108,6 +124,5 @@ def _gathered(slide: dict, stages: dict[str, dict[str, dict]]) -> dict[str, obje
             raise InputError(f"no manifest of the stage {stage!r} has this slide", slide=slide_id, remedy="Run its chunk again.")
         known |= {**rows[slide_id], "stage": stage}
         if known["status"] != OK:
-            return {**known, "patient_id": slide["patient_id"]}
-    features = os.path.relpath(Path(str(known["folder"])) / f"{slide_id}.h5")
-    return {**known, "patient_id": slide["patient_id"], "features": features}
+            break
+    return {**known, "patient_id": slide["patient_id"]}

@@ -1,4 +1,4 @@
-"""The patches stage of a chunk of slides: coordinates."""
+"""The patches stage of a chunk of slides: coordinates and previews."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.slides.contours import read_contours
 from pipeline.slides.features import is_valid, read_coords, write_coords
+from pipeline.slides.opening import Slide
+from pipeline.slides.overview import overview
 from pipeline.slides.patches import PatchSettings, lay_patches
+from pipeline.slides.preview import draw_preview
 from pipeline.slides.provenance import fingerprint, settings_digest
-from pipeline.slides.stages.manifests import read_passed, run_slides
+from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
 
 COLUMNS = ["patches"]
+PREVIEW, A_PATCH = 1600, 16  # pixels of a preview's longer side, and of a patch in it, at most
 
 
 def patches_chunk(
-    tissue_manifest: Path | str, slides: pd.DataFrame, folder: Path | str, manifest: Path | str, settings: PatchSettings | None = None
+    tissue_manifest: Path | str,
+    slides: pd.DataFrame,
+    folder: Path | str,
+    manifest: Path | str,
+    settings: PatchSettings | None = None,
+    *,
+    patience: float = PATIENCE,
 ) -> None:
-    """Coordinates of the patches of every slide that passed `tissue_manifest` into `folder`, and the manifest.
+    """Coordinates of the patches of every slide that passed `tissue_manifest` and a preview of them into `folder`, and the manifest.
 
     The contours are read from the folder of `tissue_manifest`.
     """
@@ -33,7 +43,8 @@ def patches_chunk(
         mpp, width, height = (float(tissue.at[slide_id, key]) for key in ("mpp", "width", "height"))
         contours, path = Path(tissue_manifest).parent / f"{slide_id}.geojson", folder / f"{slide_id}.h5"
         origin = {"settings": settings_digest(asdict(settings), mpp, sha256(contours)), "slide_fingerprint": fingerprint(row["path"])}
-        if is_valid(path, **origin):
+        picture = path.with_suffix(".png")
+        if is_valid(path, **origin) and picture.is_file():
             return {"patches": len(read_coords(path).coords)}
         coords, side = lay_patches(read_contours(contours)[0], (int(width), int(height)), mpp, settings, slide_id)
         if not len(coords):
@@ -43,8 +54,12 @@ def patches_chunk(
                 expected=f"a patch of {settings.patch_size * settings.target_mpp:g} µm with a tissue share of {settings.min_tissue:g}",
                 remedy="Lower `patches.min_tissue` or `patches.patch_size`, or leave out the slide.",
             )
-        scale = {"patch_size_level0": side, "patch_size": settings.patch_size, "target_mpp": settings.target_mpp, "mpp": mpp}
-        write_coords(path, coords, {**scale, "mpp_source": tissue.at[slide_id, "mpp_source"], **origin})
+        with Slide(row["path"]) as slide:
+            downsample = max(side / A_PATCH, max(slide.dimensions) / PREVIEW)
+            draw_preview(picture, overview(slide, downsample, max_unreadable=1.0), downsample, coords, side)
+        pixels = {"patch_size_level0": side, "patch_size": settings.patch_size, "step": settings.step or settings.patch_size}
+        scale = {"target_mpp": settings.target_mpp, "mpp": mpp}
+        write_coords(path, coords, {**pixels, **scale, "mpp_source": tissue.at[slide_id, "mpp_source"], **origin})
         return {"patches": len(coords)}
 
-    run_slides("patches", slides[slides["slide_id"].isin(tissue.index)], process, COLUMNS, manifest)
+    run_slides("patches", slides[slides["slide_id"].isin(tissue.index)], process, COLUMNS, manifest, patience)

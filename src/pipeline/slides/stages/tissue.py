@@ -1,4 +1,4 @@
-"""The tissue stage of a chunk of slides: contours and overlays."""
+"""The tissue stage of a chunk of slides: contours, figures of quality, overlays."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import pandas as pd
 from shapely.geometry import Polygon
 
 from pipeline.errors import InputError
+from pipeline.files import md5, sha256
 from pipeline.slides.contours import read_contours, write_contours
+from pipeline.slides.masks import MaskSettings, mask_file, outside_tissue
 from pipeline.slides.opening import Slide
 from pipeline.slides.overlay import draw_overlay
 from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.quality import QualitySettings, measure
 from pipeline.slides.resolution import resolve
-from pipeline.slides.stages.manifests import run_slides
-from pipeline.slides.tissue import TissueSettings, find_tissue, tissue_mm2
+from pipeline.slides.stages.manifests import PATIENCE, TISSUE, run_slides
+from pipeline.slides.tissue import TissueSettings, find_tissue
 
 log = logging.getLogger(__name__)
-
-COLUMNS = ["mpp", "mpp_source", "objective_power", "width", "height", "tissue_mm2", "pieces", "holes"]
 
 
 def tissue_chunk(
@@ -29,49 +30,78 @@ def tissue_chunk(
     folder: Path | str,
     manifest: Path | str,
     settings: TissueSettings | None = None,
+    *,
+    quality: QualitySettings | None = None,
+    masks: MaskSettings | None = None,
     default_mpp: float | None = None,
+    patience: float = PATIENCE,
 ) -> None:
     """Contours (GeoJSON) and overlay (PNG) of every row of `slides` (slide_id, path, mpp) into `folder`, and the manifest.
 
-    `default_mpp` serves slides whose resolution neither `slides` nor the file tells. A GeoJSON file without our properties was
-    drawn by hand (exported from QuPath, say): it is used and never overwritten.
+    Tissue from outside (`masks`) goes before ours; before both goes a GeoJSON file in `folder` without our properties: it was drawn by hand
+    (exported from QuPath, say), is used and never overwritten. `default_mpp` serves slides whose resolution neither `slides` nor the file
+    tells.
     """
-    settings, folder = settings or TissueSettings(), Path(folder)
+    settings, quality, masks = settings or TissueSettings(), quality or QualitySettings(), masks or MaskSettings()
 
     def process(row: dict) -> dict[str, object]:
+        slide_id, contours = row["slide_id"], Path(folder) / f"{row['slide_id']}.geojson"
+        drawn, known = _existing(contours)
+        outside = None if drawn is not None else mask_file(slide_id, masks)
         with Slide(row["path"]) as slide:
-            resolution = resolve(slide.properties, row["slide_id"], row.get("mpp"), default_mpp)
-            contours = folder / f"{row['slide_id']}.geojson"
-            origin = {"settings": settings_digest(asdict(settings), resolution.mpp), "slide_fingerprint": fingerprint(row["path"])}
-            polygons = _kept(contours, origin)
-            if polygons is None:
-                polygons = find_tissue(slide, resolution.mpp, settings)
-                write_contours(contours, polygons, {**origin, **asdict(resolution)})
+            resolution = resolve(slide.properties, slide_id, row.get("mpp"), default_mpp)
+            parts = (asdict(settings), asdict(quality), resolution.mpp, outside and [sha256(outside), masks.values, masks.ignore])
+            origin = {"settings": settings_digest(*parts), "slide_fingerprint": fingerprint(row["path"])}
             picture = contours.with_suffix(".png")
-            if not picture.is_file() or picture.stat().st_mtime < contours.stat().st_mtime:
-                draw_overlay(slide, polygons, picture)
-        if not polygons:
-            raise InputError(
-                "no tissue found",
-                slide=row["slide_id"],
-                expected=f"a stained piece of at least {settings.min_piece_mm2:g} mm²",
-                remedy=f"Look at {picture.name}; loosen `tissue.saturation` or `tissue.min_piece_mm2`, or draw the tissue in QuPath.",
-            )
-        return {
-            **{"mpp": resolution.mpp, "mpp_source": resolution.source, "objective_power": resolution.objective_power},
-            **{"width": slide.dimensions[0], "height": slide.dimensions[1], "tissue_mm2": tissue_mm2(polygons, resolution.mpp)},
-            **{"pieces": len(polygons), "holes": sum(len(p.interiors) for p in polygons)},
-        }
+            if all(known.get(key) == value for key, value in origin.items()) and picture.is_file():
+                return _checked(slide_id, known, settings, picture)
+            _check_sum(row)
+            given = drawn
+            if outside:
+                given = outside_tissue(masks.folder, slide_id, slide.dimensions, masks)
+            tissue = find_tissue(slide, resolution.mpp, settings, given)
+            source = "drawn" if drawn is not None else outside.name if outside else "found"
+            found = {
+                **{"mpp": resolution.mpp, "mpp_source": resolution.source, "objective_power": resolution.objective_power},
+                **{"width": slide.dimensions[0], "height": slide.dimensions[1], "tissue_source": source},
+                **measure(slide, tissue, resolution.mpp, quality),
+            }
+        if drawn is None:
+            write_contours(contours, tissue.polygons, {**origin, **found})
+        draw_overlay(tissue.image, tissue.downsample, tissue.polygons, picture)
+        return _checked(slide_id, found, settings, picture)
 
-    run_slides("tissue", slides, process, COLUMNS, manifest)
+    run_slides("tissue", slides, process, TISSUE, manifest, patience)
 
 
-def _kept(contours: Path, origin: Mapping[str, object]) -> list[Polygon] | None:
-    """Contours that are still valid or drawn by hand, else None."""
+def _check_sum(row: dict) -> None:
+    """Raises `InputError` when the slide's table states another MD5 than its file has."""
+    expected = row.get("md5")
+    if isinstance(expected, str) and (found := md5(row["path"])) != expected:
+        remedy = "Copy the slide again from its source, or correct the md5 of the slide table."
+        raise InputError(
+            "the file is damaged or another one", file=row["path"], column="md5", found=found, expected=expected, remedy=remedy
+        )
+
+
+def _existing(contours: Path) -> tuple[list[Polygon] | None, Mapping[str, object]]:
+    """Contours that were drawn by hand (else None), and the properties of ours."""
     if not contours.is_file():
-        return None
+        return None, {}
     polygons, properties = read_contours(contours)
-    if "settings" not in properties:
-        log.info("%s was drawn by hand and is kept", contours)
-        return polygons
-    return polygons if all(properties.get(key) == value for key, value in origin.items()) else None
+    if "settings" in properties:
+        return None, properties
+    log.info("%s was drawn by hand and is kept", contours)
+    return polygons, {}
+
+
+def _checked(slide_id: str, found: Mapping[str, object], settings: TissueSettings, picture: Path) -> dict[str, object]:
+    """The slide's row of the manifest; raises `InputError` when it has no tissue."""
+    if not found["pieces"]:
+        raise InputError(
+            "no tissue found",
+            slide=slide_id,
+            expected=f"a stained piece of at least {settings.min_piece_mm2:g} mm²",
+            remedy=f"Look at {picture.name}; loosen `tissue.saturation` or `tissue.min_piece_mm2`, or draw the tissue in QuPath.",
+        )
+    return {key: found[key] for key in TISSUE}
