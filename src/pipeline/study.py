@@ -76,9 +76,19 @@ def folder_listing(study: Mapping[str, Any]) -> str:
     folder, pattern = (made["folder"], "**/*") if made else (data_path(study, slides["folder"] or "."), slides["pattern"])
     if study["synthetic"] or slides_absent(study):
         return ""
-    files = [(p.relative_to(folder), p.stat()) for p in Path(folder).glob(pattern) if p.is_file()]
+    return _listing(Path(folder), pattern)
+
+
+def _listing(folder: Path, pattern: str) -> str:
+    files = [(p.relative_to(folder), p.stat()) for p in folder.glob(pattern) if p.is_file()]
     names = sorted(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}" for name, stat in files)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def mask_listing(study: Mapping[str, Any]) -> str:
+    """The same for the files with tissue from outside."""
+    folder = masks(study)["folder"]
+    return _listing(Path(folder), "**/*") if folder and Path(folder).is_dir() else ""
 
 
 def masks(study: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def check(manifest: pd.DataFrame, results: Path, scans: Path, copies: int) -> pd
         found = read_features(results / f"features/stain_texture/{slide}.h5")
         listed = results / f"features/stain_texture/{slide}.unreadable.tsv"
         dropped = read_table(listed) if listed.is_file() else pd.DataFrame({"x": [], "y": [], "reason": []})
-        assert dropped["reason"].str.len().min() > 10 or dropped.empty
+        assert all(len(reason) > 10 for reason in dropped["reason"])
         told = {*map(tuple, found.coords.tolist()), *zip(dropped["x"].astype(int), dropped["y"].astype(int), strict=True)}
         assert told == set(map(tuple, read_coords(results / f"patches/{slide}.h5").coords.tolist()))
         row |= {"patches": len(found.coords), "dropped": len(dropped), "lost": len(set(places) - told)}
@@ -127,7 +127,7 @@ def verdict(outcomes: pd.DataFrame) -> None:
 def test_damaged_copies_of_a_synthetic_slide_come_out_right_or_are_listed(tmp_path, cohort):
     from pipeline.demo.slides import write_slides
 
-    slide = write_slides(tmp_path / "demo", slides=["DEMO-001-A"], patients=20, seed=1)[0]
+    slide = write_slides(tmp_path / "demo", slides=["DEMO-002-A"], patients=80)[0]
     verdict(check(*cohort(slide, None, COPIES), tmp_path / "scans", COPIES))
 
 

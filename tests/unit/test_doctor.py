@@ -332,8 +332,8 @@ def test_features_made_elsewhere_are_looked_through(tmp_path):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["features"] = np.ones((5, width))
     (tmp_path / "d.h5").write_bytes(b"")
-    made = {"folder": str(tmp_path), "format": "auto", "encoder": "uni"}
-    study = {"data_dir": "", "slides": {"features": made, "table": None, "patient_id_pattern": "(.+)"}}
+    made = {"folder": str(tmp_path), "format": "auto"}
+    study = {"data_dir": "", "slides": {"features": made, "encoder": "uni", "table": None, "patient_id_pattern": "(.+)"}}
     good, broken, widths = Cohort("mine", {}, {}, tmp_path, study=study).features()
     assert str(good) == f"  OK    features         4 slides in {tmp_path}, 4 read, 3 without a problem"
     assert str(broken).startswith(f"  WARN  features         1 cannot be used: d. {tmp_path / 'd.h5'}: cannot be read as HDF5")
@@ -343,7 +343,7 @@ def test_features_made_elsewhere_are_looked_through(tmp_path):
 def test_a_disk_that_is_too_small_fails(monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     probed = pd.DataFrame({"stage": [np.nan], "patches": [10_000.0], "seconds": [2.0]})
-    settings = {"threads": 1, "chunks": 1}
+    settings = {"threads": 1, "readers": 1, "chunks": 1}
 
     def disk(free: float) -> Finding:
         monkeypatch.setattr(costs.shutil, "disk_usage", lambda folder: usage(0, 0, free))
@@ -362,16 +362,18 @@ def test_the_time_follows_from_the_rates(monkeypatch, tmp_path):
 
     def time(rates: costs.Rates, **settings: int) -> str:
         return next(
-            f.text for f in costs.estimate(probed, 1000, rates, {"threads": 1, "chunks": 4, **settings}, 1, tmp_path) if f.subject == "time"
+            f.text
+            for f in costs.estimate(probed, 1000, rates, {"threads": 1, "readers": 1, "chunks": 4, **settings}, 1, tmp_path)
+            if f.subject == "time"
         )
 
     each = "(1,000 patches/s a thread, encoder 100.0 patches/s)"
     assert time(costs.Rates(1000.0, 100.0)) == f"about 6.9 h with 4 jobs of 1 threads {each}"  # 9e6 · (0.01 + 0.001) s / 4
     assert time(costs.Rates(1000.0, 100.0), chunks=100) == f"about 3.4 h with 8 jobs of 1 threads {each}"
-    assert time(costs.Rates(1000.0, 100.0), threads=4).startswith("about 12.8 h with 2 jobs of 4 threads")
+    assert time(costs.Rates(1000.0, 100.0), threads=4).startswith("about 13.8 h with 2 jobs of 4 threads")
     gpu = costs.Rates(1000.0, 9000.0, on_gpu=True)
     assert time(gpu).startswith("about 2.5 h on the GPU, 1 readers")  # the reading takes longer
-    assert time(gpu, threads=8).startswith("about 18.8 min on the GPU, 8 readers")
+    assert time(gpu, readers=8).startswith("about 18.8 min on the GPU, 8 readers")
     assert time(costs.Rates(None, None)) == "reading rate unknown; the encoder's rate is unknown without its weights"
 
 

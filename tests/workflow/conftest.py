@@ -1,22 +1,10 @@
 """Running the real workflow in a folder of its own."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
-REALDATA = os.environ.get("SLIDE2SURV_REALDATA")
-
-
-@pytest.fixture(scope="session")
-def realdata() -> Path:
-    """The folder of real cohorts; tests that need it skip where it is absent."""
-    if not REALDATA or not Path(REALDATA).is_dir():
-        pytest.skip("no real data here: set SLIDE2SURV_REALDATA to the folder that holds tcga_mcat/ and slides/")
-    return Path(REALDATA)
 
 
 def command(folder: Path, *arguments: str, cores: int = 2) -> list[str]:

@@ -88,6 +88,12 @@ def manifest(wildcards):
     return [f"results/{wildcards.cohort}/slides/manifest-{encoder}.tsv"] if has_slides(wildcards.cohort) else []
 
 
+def quality(wildcards):
+    """The figures of the cohort's slides, or nothing where none is opened."""
+    opened = has_slides(wildcards.cohort) and not studies.made_features(study(wildcards.cohort))
+    return [f"results/{wildcards.cohort}/slides/qc.tsv"] if opened else []
+
+
 def matrix(wildcards):
     return [f"results/{wildcards.cohort}/omics/omics.h5"] if study(wildcards.cohort)["omics"]["tables"] else []
 
@@ -141,9 +147,10 @@ def encoder_gpus(wildcards):
     """Neither handcrafted features nor a CPU need a GPU; a misspelt encoder stops before anything is computed."""
     settings = study(wildcards.cohort)
     or_stop(studies.check_encoder, settings, wildcards.encoder)
-    device = settings["slides"]["device"]
-    needs_none = wildcards.encoder == "stain_texture" or device == "cpu" or studies.made_features(settings)
-    return 0 if needs_none else 1 if isinstance(device, str) else len(device)
+    if wildcards.encoder == "stain_texture" or studies.made_features(settings):
+        return 0
+    devices = settings["slides"]["device"]
+    return sum(device != "cpu" for device in ([devices] if isinstance(devices, str) else devices))
 
 
 wildcard_constraints:

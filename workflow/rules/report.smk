@@ -11,6 +11,7 @@ rule report_page:
         excluded="results/{cohort}/excluded.tsv",
         splits="results/{cohort}/cohort/splits.tsv",
         manifest=manifest,
+        quality=quality,
     output:
         page=report(
             "results/{cohort}/report.html",

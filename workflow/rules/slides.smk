@@ -50,11 +50,14 @@ rule tissue:
         settings=setting("slides", "tissue"),
         quality=setting("slides", "quality"),
         masks=of_study(studies.masks),
+        mask_listing=of_study(studies.mask_listing),
+        check=setting("slides", "check_levels"),
         patience=setting("slides", "patience"),
         code=code_version(
             "pipeline.slides.opening",
             "pipeline.slides.images",
             "pipeline.slides.resolution",
+            "pipeline.slides.tiles",
             "pipeline.slides.tissue",
             "pipeline.slides.ink",
             "pipeline.slides.masks",
@@ -142,6 +145,8 @@ rule slide_quality:
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        code=code_version("pipeline.slides.stages.manifests", "pipeline.slides.overlay"),
     script:
         "../scripts/slide_quality.py"
 
@@ -162,5 +167,7 @@ rule slide_manifest:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=code_version("pipeline.slides.stages.manifests"),
     script:
         "../scripts/slide_manifest.py"

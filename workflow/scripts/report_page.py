@@ -23,6 +23,7 @@ with logged(snakemake.log[0]):
         output=page,
         figures=results / "figures",
         manifests=manifests,
+        quality=next((Path(file) for file in snakemake.input.get("quality") or []), None),
         overlays=sorted((results / "slides" / "tissue").glob("*.png")) if manifests else [],
         provenance={
             "slide2surv": __version__,

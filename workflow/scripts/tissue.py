@@ -17,5 +17,6 @@ with logged(snakemake.log[0]):
         quality=QualitySettings(**p.quality),
         masks=MaskSettings(**p.masks),
         default_mpp=p.mpp,
+        check=p.check,
         patience=p.patience,
     )

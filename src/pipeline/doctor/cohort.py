@@ -95,10 +95,10 @@ class Cohort:
 
     def features(self) -> Iterator[Finding]:
         """Features that were made elsewhere: a sample of the files is read."""
-        slides, made = self.study["slides"], self.study["slides"]["features"]
+        slides, made = self.study["slides"], studies.made_features(self.study)
         table = slides["table"] and studies.data_path(self.study, slides["table"])
-        folder = studies.data_path(self.study, made["folder"])
-        listed = list_foreign(folder, made["format"], made["encoder"], slides["patient_id_pattern"], table)
+        folder = made["folder"]
+        listed = list_foreign(**made, patient_regex=slides["patient_id_pattern"], table=table)
         with tempfile.TemporaryDirectory() as at:  # in a process of its own, as the slides
             manifest = Path(at) / "doctor.tsv"
             run_slides("doctor", sample(listed, self.count), _width, ["width"], manifest, PATIENCE)
@@ -122,7 +122,8 @@ class Cohort:
 
     def slides(self) -> Iterator[Finding]:
         """List, probe a sample, measure, and reckon up."""
-        study, slides = self.study, self.study["slides"]
+        study = self.study
+        slides = {**study["slides"], "masks": studies.masks(study)}
         table = slides["table"] and studies.data_path(study, slides["table"])
         if study["synthetic"] and not (table and Path(table).is_file()):
             yield Finding(OK, "slides", "are made by the workflow")

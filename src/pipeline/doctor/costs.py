@@ -58,7 +58,8 @@ def _read(row: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[float, n
     with Slide(row["path"]) as slide:
         laid = lay(slide, row["mpp"], settings)
     start = max(0, (len(laid.coords) - READ) // 2)
-    source = PatchSource(row["path"], laid.coords, laid.side, settings["patches"]["patch_size"])
+    size = settings["patches"]["patch_size"]
+    source = PatchSource(row["path"], laid.coords, laid.side, size, settings["reading"], settings["check_levels"])
     try:
         begin = time.perf_counter()
         pixels = source.read(start, min(start + READ, len(laid.coords))).pixels
@@ -88,15 +89,16 @@ def estimate(probed: pd.DataFrame, listed: int, rates: Rates, settings: Mapping[
 
 
 def _hours(patches: float, tissue_seconds: float, rates: Rates, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    threads = min(settings["threads"], cores())
+    readers = min(settings["readers"], cores())
+    threads = min(max(settings["threads"], readers), cores())  # what a job asks for
     jobs = max(1, min(settings["chunks"], cores() // threads))
     reading = f"{rates.reading:,.0f} patches/s a thread" if rates.reading else "reading rate unknown"
     if rates.encoding is None:
         yield Finding(WARN, "time", f"{reading}; the encoder's rate is unknown without its weights")
         return
-    encode, read = 1 / rates.encoding, 1 / (rates.reading * threads) if rates.reading else 0.0
+    encode, read = 1 / rates.encoding, 1 / (rates.reading * readers) if rates.reading else 0.0
     each = max(encode, read) if rates.on_gpu else (encode + read) / jobs  # a GPU encodes while the CPU reads
-    where = f"on the GPU, {threads} readers" if rates.on_gpu else f"with {jobs} jobs of {threads} threads"
+    where = f"on the GPU, {readers} readers" if rates.on_gpu else f"with {jobs} jobs of {threads} threads"
     total = patches * each + tissue_seconds / min(settings["chunks"], cores())
     text = f"about {_duration(total)} {where} ({reading}, encoder {rates.encoding:,.1f} patches/s)"
     yield Finding(OK, "time", text)

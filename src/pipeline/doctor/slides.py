@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline.doctor.findings import FAIL, OK, WARN, Finding, some
 from pipeline.errors import InputError
+from pipeline.slides.masks import MaskSettings, outside_tissue
 from pipeline.slides.opening import Slide
 from pipeline.slides.patches import PatchSettings, lay_patches, level0_size
 from pipeline.slides.resolution import resolve
@@ -51,8 +52,10 @@ def sample(slides: pd.DataFrame, count: int | None) -> pd.DataFrame:
 
 def lay(slide: Slide, mpp: float, settings: Mapping[str, Any]) -> Laid:
     """The patches that the workflow would lay, `settings` being the study's block `slides`."""
-    polygons = find_tissue(slide, mpp, TissueSettings(**settings["tissue"])).polygons
-    coords, side = lay_patches(polygons, slide.dimensions, mpp, PatchSettings(**settings["patches"]), slide.path.stem)
+    slide_id, masks = slide.path.stem, MaskSettings(**settings["masks"])
+    given = outside_tissue(masks.folder, slide_id, slide.dimensions, masks) if masks.folder else None
+    polygons = find_tissue(slide, mpp, TissueSettings(**settings["tissue"]), given).polygons
+    coords, side = lay_patches(polygons, slide.dimensions, mpp, PatchSettings(**settings["patches"]), slide_id)
     return Laid(coords, side, tissue_mm2(polygons, mpp))
 
 

@@ -18,6 +18,7 @@ from pipeline.files import write_text
 from pipeline.identifiers import check_id
 from pipeline.report.figures import draw_forest, draw_kaplan_meier, draw_training
 from pipeline.report.findings import findings
+from pipeline.report.slides import read_manifests, slide_section
 from pipeline.tables import numeric, read_table
 
 if TYPE_CHECKING:
@@ -42,18 +43,20 @@ def write_report(
     output: Path,
     figures: Path,
     manifests: Sequence[Path] = (),
+    quality: Path | None = None,
     overlays: Sequence[Path] = (),
     provenance: Mapping[str, object] | None = None,
 ) -> None:
     """Write the page to `output` and its figures as SVG to the folder `figures` (forest, km-<model>, training-<model>).
 
     models: model → its fold folders, for every model that ran; those that did not are rows of the summary with a note.
-    manifests: ``slides/manifest-<encoder>.tsv``; overlays: ``slides/tissue/<slide>.png``; both may be empty.
+    manifests: ``slides/manifest-<encoder>.tsv``; overlays: ``slides/tissue/<slide>.png``; both may be empty. quality: ``slides/qc.tsv``,
+    None where no slide was opened.
     provenance: what the results depend on (version, settings, seeds, digests); nested mappings are flattened.
     """
     table = read_summary(summary).sort_values("c_index", ascending=False, kind="stable", ignore_index=True)
     folds = {model: read_folds([Path(f) for f in folders], patients, splits) for model, folders in models.items()}
-    slides = _slides(manifests)
+    slides = read_manifests(manifests)
     context = {
         "cohort": cohort,
         "title": title,
@@ -65,7 +68,7 @@ def write_report(
         "cards": [_card(row.model, row, folds[row.model], Path(figures)) for row in table.itertuples() if row.model in folds],
         "flow": _flow(flow),
         "excluded": _excluded(excluded),
-        "slides": _slide_rows(slides),
+        "slides": slide_section(slides, quality),
         "gallery": _gallery(overlays, slides),
         "overlays": len(overlays),
         "provenance": list(_flatten(provenance or {})),
@@ -113,27 +116,6 @@ def _key_numbers(patients: Path, splits: Path, slides: pd.DataFrame, table: pd.D
         ok = slides[slides.status == "ok"].slide_id.nunique()
         numbers.append((str(ok), "slides used", f"{slides.slide_id.nunique() - ok} excluded"))
     return numbers
-
-
-def _slides(manifests: Sequence[Path]) -> pd.DataFrame:
-    """All manifests below each other with the encoder's name (from the file name) as a column."""
-    columns = ["slide_id", "status", "patches", "mpp", "mpp_source", "tissue_mm2"]
-    tables = [read_table(path, columns).assign(encoder=Path(path).stem.removeprefix("manifest-")) for path in manifests]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*columns, "encoder"])
-
-
-def _slide_rows(slides: pd.DataFrame) -> list[dict[str, object]]:
-    """A row an encoder: slides used and excluded, patches, and where the resolution of the slides is known from."""
-    rows = []
-    for encoder, part in slides.groupby("encoder", sort=True):
-        used = part[part.status == "ok"]
-        sources = used.mpp_source.fillna("unknown").value_counts().sort_index()
-        patches = pd.to_numeric(used.patches, errors="coerce")
-        resolution = ", ".join(f"{source} ({count})" for source, count in sources.items())
-        rows.append(
-            {"encoder": encoder, "used": len(used), "excluded": len(part) - len(used), "patches": patches.sum(), "resolution": resolution}
-        )
-    return rows
 
 
 def _flow(path: Path) -> list[dict[str, object]]:

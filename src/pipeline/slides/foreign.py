@@ -255,6 +255,8 @@ def _with_scale(content: PatchFile, beside: list[Path]) -> PatchFile:
 
 
 def _format_of(path: Path, content: PatchFile) -> str:
+    if "slide_fingerprint" in content.attributes:
+        return "slide2surv"
     if "patch_size_level0" in content.attributes:
         return "trident"
     return "clam" if "patch_level" in content.attributes or path.parent.name in ("h5_files", "pt_files") else path.suffix[1:]

@@ -74,7 +74,7 @@ def outside_tissue(folder: str | Path, slide_id: str, dimensions: tuple[int, int
     if path is None:
         return None
     if path.suffix.lower() in CONTOURS:
-        polygons = _within(read_contours(path, settings.ignore)[0], dimensions, path, slide_id)
+        polygons = within(read_contours(path, settings.ignore)[0], dimensions, path, slide_id)
         facts = "no area within the slide, or all of it of an ignored class"
     else:
         values = _read_image(path, slide_id, settings)
@@ -89,7 +89,10 @@ def outside_tissue(folder: str | Path, slide_id: str, dimensions: tuple[int, int
     return polygons
 
 
-def _within(polygons: list[Polygon], dimensions: tuple[int, int], path: Path, slide_id: str) -> list[Polygon]:
+def within(polygons: list[Polygon], dimensions: tuple[int, int], path: Path, slide_id: str) -> list[Polygon]:
+    """The polygons as one area cut at the slide's edges (`dimensions`: width, height); `InputError` when much of it lies outside."""
+    if not polygons:
+        return []
     union = unary_union(polygons)
     inside = union.intersection(box(0, 0, *dimensions))
     if union.area - inside.area > OVERHANG * union.area:

@@ -14,7 +14,7 @@ from pipeline.slides.opening import Slide, UnreadableRegionError
 from pipeline.slides.tissue import Tissue, glass_colour, tissue_mm2
 
 FIGURES = [
-    *["tissue_mm2", "tissue_share", "pieces", "holes", "largest_piece_mm2", "pen_share", "artefact_share"],
+    *["tissue_mm2", "tissue_share", "pieces", "holes", "largest_piece_mm2", "pen_share", "artefact_share", "unreadable_share"],
     *["focus", "blurred_share", "haematoxylin", "eosin", "flags"],
 ]
 FOCUS_UM = 1.0  # µm a pixel at which sharpness is measured
@@ -68,6 +68,7 @@ def measure(slide: Slide, tissue: Tissue, mpp: float, settings: QualitySettings 
         "largest_piece_mm2": max(areas, default=0.0),
         "pen_share": tissue.pen_share,
         "artefact_share": tissue.artefact_share,
+        "unreadable_share": tissue.unreadable_share,
         "focus": float(np.median(sharpness)) if sharpness else float("nan"),
         "blurred_share": float(np.mean(np.array(sharpness) < settings.sharp)) if sharpness else float("nan"),
         "haematoxylin": haematoxylin,
@@ -90,7 +91,7 @@ def _flags(found: dict[str, object], density: float, unreadable: int, settings: 
         "partly blurred": settings.blurred > blurred >= settings.blurred / 2,
         "pale": some and density < settings.pale,
         "dark": density > settings.dark,
-        "unreadable": unreadable > 0,
+        "unreadable": unreadable > 0 or found["unreadable_share"] > 0,
     }
     return [flag for flag, raised in conditions.items() if raised]
 

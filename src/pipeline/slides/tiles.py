@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import simplejpeg
 
+from pipeline.errors import InputError
 from pipeline.slides.opening import Slide, UnreadableRegionError
 
 if TYPE_CHECKING:
@@ -106,6 +107,24 @@ class Tiles:
         width, height = grid.tile
         if pixels.shape != (height // reduce, width // reduce, 3):
             raise UnreadableRegionError(f"{place}: has {pixels.shape[1]} x {pixels.shape[0]} pixels")
+        return pixels
+
+    def region(self, level: int, left: int, top: int, width: int, height: int, reduce: int = 1) -> np.ndarray:
+        """uint8 [height, width, 3] of pixels of `level` divided by `reduce`, put together from its tiles; white beyond them.
+
+        Raises as `decode`.
+        """
+        grid = self.levels[level]
+        across, down = (side // reduce for side in grid.tile)
+        limits = [-(-extent // reduce) for extent in grid.size]
+        right, bottom = (min(a, b) for a, b in zip((left + width, top + height), limits, strict=True))
+        pixels = np.full((height, width, 3), 255, np.uint8)
+        for row in range(top // down, -(-bottom // down)):
+            for column in range(left // across, -(-right // across)):
+                x, y = column * across, row * down
+                x0, y0, x1, y1 = max(x, left), max(y, top), min(x + across, right), min(y + down, bottom)
+                tile = self.decode(level, row * grid.across + column, reduce)
+                pixels[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
         return pixels
 
     def _stream(self, head: bytes, offset: int, length: int) -> memoryview:
@@ -222,6 +241,16 @@ def describe(slide: Slide) -> tuple[bool, str]:
     except NotServedError as reason:
         return False, str(reason)
     return True, f"{COMPRESSIONS[grid.compression]} tiles of {grid.tile[0]} x {grid.tile[1]}"
+
+
+def check_directory(slide: Slide) -> None:
+    """Raises `InputError` when the slide is a TIFF whose directory is damaged: OpenSlide then opens what is left of it without a word."""
+    if slide.properties.get("openslide.vendor") in VENDORS:
+        try:
+            dict(_grids(slide))
+        except NotServedError as error:
+            remedy = "Copy the slide again from its source. If it is sound, set `slides.check_levels: false`."
+            raise InputError(str(error), file=slide.path, remedy=remedy) from error
 
 
 def _grids(slide: Slide) -> Iterator[tuple[int, TileGrid]]:

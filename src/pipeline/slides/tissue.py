@@ -17,9 +17,9 @@ import numpy as np
 from shapely import transform
 from shapely.geometry import Polygon
 
-from pipeline.slides.ink import FILM, OD, disc, find_ink, fine_deviation, sharpness
+from pipeline.slides.ink import FILM, OD, disc, find_ink, fine_deviation, usual
 from pipeline.slides.opening import Slide
-from pipeline.slides.overview import overview
+from pipeline.slides.overview import read_overview
 
 PAINTED = (8, 252)  # grey levels at and beyond which a pixel was painted by the scanner's software
 FAINT_OD = 0.12  # a mean OD under which a smooth area is a smear
@@ -69,6 +69,7 @@ class Tissue:
 
     polygons: with holes, level-0 pixels, top to bottom. image: uint8 [H, W, 3]. downsample: level-0 pixels a pixel of `image`.
     pen_share: ink as a share of the scanned area. artefact_share: black borders and unscanned black as a share of the image.
+    unreadable_share: of the image, taken for glass.
     """
 
     polygons: list[Polygon]
@@ -76,6 +77,7 @@ class Tissue:
     downsample: float
     pen_share: float
     artefact_share: float
+    unreadable_share: float = 0.0
 
 
 def find_tissue(slide: Slide, mpp: float, settings: TissueSettings | None = None, given: Sequence[Polygon] | None = None) -> Tissue:
@@ -86,11 +88,12 @@ def find_tissue(slide: Slide, mpp: float, settings: TissueSettings | None = None
     """
     settings = settings or TissueSettings()
     downsample = max(1.0, settings.mpp / mpp)
-    image = overview(slide, downsample)
+    whole = read_overview(slide, downsample)
+    image = whole.image
     found = segment(image, downsample * mpp, settings)
     scanned = max(1, found.blank.size - int(found.blank.sum()) - int(found.black.sum()))
     polygons = outlines(found.tissue, downsample, mpp, settings) if given is None else list(given)
-    return Tissue(polygons, image, downsample, float(found.ink.sum() / scanned), float(found.black.mean()))
+    return Tissue(polygons, image, downsample, float(found.ink.sum() / scanned), float(found.black.mean()), whole.unreadable_share)
 
 
 def outlines(mask: np.ndarray, downsample: float, mpp: float, settings: TissueSettings) -> list[Polygon]:
@@ -108,17 +111,19 @@ def segment(rgb: np.ndarray, pixel_um: float, settings: TissueSettings) -> Segme
     """The parts of an overview uint8 [H, W, 3] whose pixels are `pixel_um` µm wide."""
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     blank, dark = grey >= PAINTED[1], grey <= PAINTED[0]
+    if dark.any():  # single pixels are of black pen on tissue
+        dark = cv2.morphologyEx(dark.view(np.uint8), cv2.MORPH_OPEN, disc(5)).astype(bool)
     glass, noise = _glass(rgb, grey, ~(blank | dark))
     balanced = cv2.LUT(cv2.medianBlur(rgb, 3), _whitening(glass))
     mean = cv2.LUT(cv2.LUT(grey, _whitening(np.full(1, float(glass @ (0.299, 0.587, 0.114))))), OD)
     texture = np.maximum(fine_deviation(mean) - np.float32(noise), 0) / (cv2.blur(mean, (5, 5)) + np.float32(0.01))
-    sharp = sharpness(balanced, texture)
-    ink, black = _pen_and_border(*find_ink(balanced, texture, sharp), dark)
+    slide = usual(balanced, texture)
+    ink, black = _pen_and_border(*find_ink(balanced, texture, slide), dark)
     usable = ~(blank | black | ink) if settings.reject_pen else ~(blank | black)
     saturation = cv2.cvtColor(balanced, cv2.COLOR_RGB2HSV)[..., 1]
     smoothed = cv2.medianBlur(saturation, 5)
     stained = usable & (smoothed > _otsu(smoothed[usable], settings.saturation))
-    stained &= (mean > FAINT_OD) | (texture > FILM * sharp)
+    stained &= (mean > FAINT_OD) | (texture > FILM * slide.sharp)
     mask = _smooth(stained, cv2.MORPH_OPEN, settings.open_um / pixel_um)
     if settings.fat:
         mask |= _adipose((saturation > FAINT_SATURATION) & usable, ink | black, pixel_um)

@@ -18,6 +18,7 @@ from pipeline.tables import write_table
 Study = runpy.run_path(str(Path(__file__).parents[1] / "evaluation/synthetic_study.py"))["Study"]
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "img", "br"}
+QUALITY = ["slide_id", "status", "stage", "reason", "patches", "mpp_source", "tissue_mm2", "flags"]
 
 
 class Page(HTMLParser):
@@ -73,6 +74,13 @@ class Site:
             ("S2", "failed", None, 0.25, "header", 0.0),
         ]
         write_table(pd.DataFrame(slides, columns=["slide_id", "status", "patches", "mpp", "mpp_source", "tissue_mm2"]), self.manifest)
+        self.quality = root / "qc.tsv"
+        found = [
+            ("S0", "ok", "patches", "", 121, "header", 31.4, ""),
+            ("S1", "ok", "patches", "", 80, "table", 20.0, "pen;blurred"),
+            ("S2", "failed", "tissue", "slide S2: no tissue found.", None, "", None, ""),
+        ]
+        write_table(pd.DataFrame(found, columns=QUALITY), self.quality)
         self.overlays = [root / f"tissue/S{i}.png" for i in range(3)]
         for i, path in enumerate(self.overlays):
             path.parent.mkdir(exist_ok=True)
@@ -89,6 +97,7 @@ class Site:
             "flow": self.flow,
             "excluded": self.excluded,
             "manifests": [self.manifest],
+            "quality": self.quality,
             "overlays": self.overlays,
             "provenance": {"version": "1.2.3", "settings": {"seed": 7, "bins": [1, 2]}},
         }
@@ -224,6 +233,7 @@ def test_text_of_every_table_is_escaped(site: Site, tmp_path: Path):
         flow=poisoned(site.flow, "step", "reason"),
         excluded=poisoned(site.excluded, "id", "stage", "reason", "remedy"),
         manifests=[poisoned(site.manifest, "status", "mpp_source")],
+        quality=poisoned(site.quality, "slide_id", "status", "stage", "reason", "mpp_source", "flags"),
         provenance={EVIL: EVIL},
     )
     page = Page(html)
@@ -244,11 +254,19 @@ def test_a_study_without_slides_or_models_still_has_a_page(site: Site, tmp_path:
     write_summary([], {"snn": "no modality"}, tmp_path / "summary.tsv")
     empty = pd.DataFrame(columns=["kind", "id", "stage", "reason", "remedy"])
     write_table(empty, tmp_path / "excluded.tsv")
-    changes = {"summary": tmp_path / "summary.tsv", "models": {}, "manifests": (), "overlays": (), "excluded": tmp_path / "excluded.tsv"}
+    changes = {
+        "summary": tmp_path / "summary.tsv",
+        "models": {},
+        "manifests": (),
+        "quality": None,
+        "overlays": (),
+        "excluded": tmp_path / "excluded.tsv",
+    }
     text = Page(site.write("bare.html", **changes, provenance=None)).text
     assert "No model was evaluated." in text
     assert "Nothing was excluded." in text
     assert "snn no modality" in text
+    assert "Tissue (mm²)" not in text
 
 
 def test_a_model_all_of_whose_folds_failed_is_still_shown(site: Site, tmp_path: Path):
@@ -303,3 +321,24 @@ def test_one_model_is_not_called_the_highest_and_bad_calibration_is_said():
         "Survival curves worse than predicting 0.5 for everybody at all times (IBS above 0.25): snn.",
         "Choosing each fold's epoch on its own test patients would add 0.037 to the C-index: 0.622 in place of 0.585.",
     ]
+
+
+def test_slides_that_failed_or_are_flagged_are_listed_on_the_page(html: str):
+    text = Page(html).text
+    assert "tissue and patches 2 1 51 201 header (1), table (1) uni2 2 1 51 200" in text
+    assert "2 of 3 slides failed or are flagged: failed (1), blurred (1), pen (1)." in text
+    assert "S2 failed: tissue slide S2: no tissue found. S1 pen blurred" in text
+    assert "more in slides/qc.tsv" not in text
+
+
+def test_more_flagged_slides_than_fit_are_counted(site: Site, tmp_path: Path):
+    rows = [(f"S{i:03d}", "ok", "patches", "", 1, "header", 1.0, "pale") for i in range(62)]
+    write_table(pd.DataFrame(rows, columns=QUALITY), tmp_path / "qc.tsv")
+    text = Page(site.write("flagged.html", quality=tmp_path / "qc.tsv")).text
+    assert "62 of 62 slides failed or are flagged: pale (62)." in text
+    assert "… and 12 more in slides/qc.tsv" in text
+
+
+def test_slides_without_a_flag_are_said_to_have_none(site: Site, tmp_path: Path):
+    write_table(pd.DataFrame([("S0", "ok", "patches", "", 1, "header", 1.0, "")], columns=QUALITY), tmp_path / "qc.tsv")
+    assert "No slide failed and none is flagged." in Page(site.write("clean.html", quality=tmp_path / "qc.tsv")).text

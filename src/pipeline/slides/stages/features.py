@@ -221,7 +221,7 @@ class _Stage:
                 slide=place.slide_id,
                 found=f"{unreadable} of {patches}",
                 expected=f"at most {share:.0%}",
-                remedy=f"{place.unreadable.name} says which and why. Copy the slide again, or raise `slides.reading.max_bad_share`.",
+                remedy=f"{place.unreadable.name} says which and why. Copy the slide again, or raise `slides.max_bad_share`.",
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from shapely.geometry import Polygon
 from pipeline.errors import InputError
 from pipeline.files import md5, sha256
 from pipeline.slides.contours import read_contours, write_contours
-from pipeline.slides.masks import MaskSettings, mask_file, outside_tissue
+from pipeline.slides.masks import MaskSettings, mask_file, outside_tissue, within
 from pipeline.slides.opening import Slide
 from pipeline.slides.overlay import draw_overlay
 from pipeline.slides.provenance import fingerprint, settings_digest
-from pipeline.slides.quality import QualitySettings, measure
+from pipeline.slides.quality import FIGURES, QualitySettings, measure
 from pipeline.slides.resolution import resolve
 from pipeline.slides.stages.manifests import PATIENCE, TISSUE, run_slides
+from pipeline.slides.tiles import check_directory
 from pipeline.slides.tissue import TissueSettings, find_tissue
 
 log = logging.getLogger(__name__)
@@ -34,29 +35,33 @@ def tissue_chunk(
     quality: QualitySettings | None = None,
     masks: MaskSettings | None = None,
     default_mpp: float | None = None,
+    check: bool = True,
     patience: float = PATIENCE,
 ) -> None:
     """Contours (GeoJSON) and overlay (PNG) of every row of `slides` (slide_id, path, mpp) into `folder`, and the manifest.
 
     Tissue from outside (`masks`) goes before ours; before both goes a GeoJSON file in `folder` without our properties: it was drawn by hand
     (exported from QuPath, say), is used and never overwritten. `default_mpp` serves slides whose resolution neither `slides` nor the file
-    tells.
+    tells. With `check`, a TIFF with a damaged directory is refused, whatever of it can be opened.
     """
     settings, quality, masks = settings or TissueSettings(), quality or QualitySettings(), masks or MaskSettings()
 
     def process(row: dict) -> dict[str, object]:
         slide_id, contours = row["slide_id"], Path(folder) / f"{row['slide_id']}.geojson"
-        drawn, known = _existing(contours)
+        drawn, known = _existing(contours, masks.ignore)
         outside = None if drawn is not None else mask_file(slide_id, masks)
         with Slide(row["path"]) as slide:
             resolution = resolve(slide.properties, slide_id, row.get("mpp"), default_mpp)
-            parts = (asdict(settings), asdict(quality), resolution.mpp, outside and [sha256(outside), masks.values, masks.ignore])
+            mask = outside and [sha256(outside), masks.values, masks.ignore]
+            parts = (FIGURES, asdict(settings), asdict(quality), resolution.mpp, mask, row.get("md5"))
             origin = {"settings": settings_digest(*parts), "slide_fingerprint": fingerprint(row["path"])}
             picture = contours.with_suffix(".png")
             if all(known.get(key) == value for key, value in origin.items()) and picture.is_file():
                 return _checked(slide_id, known, settings, picture)
             _check_sum(row)
-            given = drawn
+            if check:
+                check_directory(slide)
+            given = None if drawn is None else within(drawn, slide.dimensions, contours, slide_id)
             if outside:
                 given = outside_tissue(masks.folder, slide_id, slide.dimensions, masks)
             tissue = find_tissue(slide, resolution.mpp, settings, given)
@@ -84,11 +89,11 @@ def _check_sum(row: dict) -> None:
         )
 
 
-def _existing(contours: Path) -> tuple[list[Polygon] | None, Mapping[str, object]]:
+def _existing(contours: Path, ignore: Sequence[str]) -> tuple[list[Polygon] | None, Mapping[str, object]]:
     """Contours that were drawn by hand (else None), and the properties of ours."""
     if not contours.is_file():
         return None, {}
-    polygons, properties = read_contours(contours)
+    polygons, properties = read_contours(contours, ignore)
     if "settings" in properties:
         return None, properties
     log.info("%s was drawn by hand and is kept", contours)
