@@ -3,7 +3,8 @@
 Figures are optical densities (OD = −log10 of transmitted light), where stains add up and ratios between the channels do not depend on
 how dark they are. Two facts tell ink from stains. Its colour: haematoxylin, eosin and DAB absorb green about as much as red, or more;
 eosin and blood hardly absorb red. And its texture: ink is a film that lies out of focus on top of the coverslip, so it is smooth at
-8 µm a pixel, and on tissue it adds density but no texture. The combination of rules and their thresholds are our choice, set on
+8 µm a pixel, and on tissue it adds density but no texture. A thin stroke is all edge and has texture; over tissue it is told by being
+dense and beyond the hues of the slide's own stains. The combination of rules and their thresholds are our choice, set on
 pixels of 8 µm.
 """
 
@@ -19,8 +20,8 @@ COVERED = 0.065  # the same of tissue under ink
 USUAL = 0.075  # median texture of tissue from which on a slide is in focus
 NEUTRAL = 0.75  # least ratio of the weakest to the strongest channel of black and grey
 BLACK_OD = (0.4, 0.9)  # in every channel: of what is neutral; of anything, as the hue of black is noise
-GLASS_OD = 0.03  # under which nothing is
-FOLLOWED = 17  # pixels, twice the distance
+GLASS_OD = 0.03  # in every channel, up to which a pixel is clear
+INKED_OD = 0.4  # of red from which on a stroke is told from tissue by its hue, however textured
 STRIP = 32  # rows
 OD = (-np.log10((np.arange(256) + 1) / 256)).astype(np.float32)  # of a grey level on white glass
 
@@ -82,14 +83,13 @@ def find_ink(rgb: np.ndarray, texture: np.ndarray, slide: Usual) -> tuple[np.nda
 
 
 def _followed(full: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """uint8 [H, W]: what of `dense` hangs together with a full stroke, thin bridges cut, and is not far from it: a dark lymph follicle
-    that a stroke touches is not lost as a whole."""
+    """uint8 [H, W]: what of `dense` hangs together with a full stroke, thin bridges cut; a dark lymph follicle that it touches too."""
     wide = cv2.morphologyEx(dense.view(np.uint8), cv2.MORPH_OPEN, disc(3))
     count, labels = cv2.connectedComponents(wide, connectivity=8)
     reached = np.zeros(count, np.uint8)
     reached[labels[full.view(bool)]] = 1
     reached[0] = 0
-    return reached[labels] & cv2.dilate(full, disc(FOLLOWED))
+    return reached[labels]
 
 
 def _classes(density: np.ndarray, texture: np.ndarray, slide: Usual) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -106,10 +106,10 @@ def _classes(density: np.ndarray, texture: np.ndarray, slide: Usual) -> tuple[np
     strong |= film & (red > 0.15) & (red > 0.5 * green)
     strong |= covered & (red > 0.4) & (red > 0.4 * green)
     strong |= film & reddish & (green > 0.25)
-    dense = ((red > 0.4) & (red > max(0.6, slide.red) * green)) | (neutral & (red > 0.25))
-    strong |= (red > 0.4) & (red > max(0.95, 1.25 * slide.red) * green + 0.05)
-    strong |= (weakest > 0.45) & (weakest > max(0.68, 1.05 * slide.red, 1.05 * slide.blue) * strongest)
-    rim = (
-        (bluish | neutral | film) & (strongest > GLASS_OD) | (covered & (red > 0.2)) | ((red > 0.25) & (red > max(0.5, slide.red) * green))
-    )
+    inked = red > INKED_OD  # a stain stays within its slide's hues; ink adds red, or all channels, to them
+    strong |= inked & (red > max(0.95, 1.25 * slide.red) * green + 0.05)
+    strong |= (weakest > INKED_OD + 0.05) & (weakest > max(0.68, 1.05 * slide.red, 1.05 * slide.blue) * strongest)
+    dense = (inked & (red > max(0.6, slide.red) * green)) | (neutral & (red > 0.25))
+    rim = (bluish | neutral | film) & (strongest > GLASS_OD)
+    rim |= (covered & (red > 0.2)) | ((red > 0.25) & (red > max(0.5, slide.red) * green))
     return strong, rim, black, dense

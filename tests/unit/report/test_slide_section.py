@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import pipeline
 from pipeline.errors import InputError
 from pipeline.report.slides import LAID, MAX_SUSPECTS, read_manifests, slide_section
 from pipeline.tables import write_table
@@ -83,6 +85,8 @@ def test_a_figure_that_is_none_is_told_with_its_row(section, tmp_path: Path):
 
 
 def test_the_section_needs_no_heavy_library():
+    source = str(Path(pipeline.__file__).parents[1])
     code = "import sys, pipeline.report.slides; print({'torch', 'cv2', 'h5py', 'matplotlib', 'openslide'} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    environment = {**os.environ, "PYTHONPATH": source}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
     assert found.strip() == "set()"

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pytest
 from synthetic_slides import picture
 
-from pipeline.slides.ink import disc, fine_deviation
+from pipeline.demo import histology
+from pipeline.demo.plan import make_plan
+from pipeline.slides.ink import OD, disc, fine_deviation, usual
 from pipeline.slides.tissue import Segments, TissueSettings, segment
 
 INKS = {
@@ -95,6 +99,59 @@ def test_blood_is_tissue(overview):
     image = overview.copy()
     image[40:62, 40:130] = pool[40:62, 40:130]
     assert found_in(image).tissue[42:60, 42:128].mean() > 0.97
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Draws a slide of the demo: its overview before and after the pen, and the density of red that the pen added."""
+    before: list[np.ndarray] = []
+    mark = histology._pen_mark
+
+    def remember(rng: np.random.Generator, image: np.ndarray) -> None:
+        before.append(small(image))
+        mark(rng, image)
+
+    def draw(slide_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        (planned,) = (slide for slide in make_plan(80, 1).slides if slide.slide_id == slide_id)
+        after = small(histology.draw_section(planned.morphology, planned.seed))
+        (clean,) = before
+        return clean, after, OD[after[..., 0]] - OD[clean[..., 0]]
+
+    monkeypatch.setattr(histology, "_pen_mark", remember)
+    return draw
+
+
+def small(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(image, None, fx=1 / 16, fy=1 / 16, interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize(
+    "slide_id",
+    ["DEMO-045-A", "DEMO-065-A", "DEMO-073-A", "DEMO-038-A"],
+    ids=["blue, runs off the tissue", "blue, within the tissue", "black, runs off the tissue", "green, runs off the tissue"],
+)
+def test_a_thin_stroke_of_a_felt_pen_costs_the_tissue_under_it_and_no_more(drawn, slide_id):
+    clean, marked, added = drawn(slide_id)
+    without, found = found_in(clean), found_in(marked)
+    stroke, rim = added > 0.3, cv2.dilate((added > 0.03).astype(np.uint8), disc(7)).astype(bool)
+    assert not without.ink.any()
+    assert found.ink[stroke & without.tissue].mean() > 0.9
+    beside = rim & ~cv2.dilate(without.tissue.view(np.uint8), disc(5)).astype(bool)
+    assert found.tissue[beside].sum() <= 0.02 * beside.sum()
+    assert (found.tissue & ~without.tissue).sum() < 0.005 * without.tissue.sum()  # no glass around the stroke either
+    lost = without.tissue & ~found.tissue & ~rim
+    assert lost.sum() < 0.01 * without.tissue.sum()
+    assert (found.ink & ~rim).sum() < 0.01 * without.tissue.sum()
+
+
+def test_a_stain_that_is_bluer_than_most_ink_is_the_hue_of_its_slide(overview):
+    density = OD[overview].mean(axis=2, keepdims=True) * np.array([1.45, 1.0, 0.4])
+    image = np.clip(256 * 10**-density - 1, 0, 255).astype(np.uint8)
+    mean = density.mean(axis=2).astype(np.float32)
+    texture = fine_deviation(mean) / (mean + np.float32(0.01))
+    assert usual(image, texture).red == pytest.approx(1.45, rel=0.05)
+    assert usual(np.full_like(image, 255), np.zeros_like(texture)).red == 0
+    assert found_in(image).ink.mean() < 0.01
 
 
 def test_the_deviation_of_a_flat_or_sloping_film_is_nothing():
