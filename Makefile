@@ -1,9 +1,11 @@
 PYTHON ?= python3
 VENV ?= .venv
+# large slides to time the slide stage on; the folder is not in git
+SLIDES ?= $(wildcard .bench/*.svs)
 BIN := $(VENV)/bin
 CORES ?= 2
 
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-all lint format bench-slides clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +35,13 @@ lint: install ## style of Python and Snakemake code
 
 format: install ## mend the style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/snakefmt Snakefile workflow
+
+bench-slides: install ## speed of the slide stage beside its limits: SLIDES="a.svs b.svs", large ones; CLAM=folder of its checkout
+	@test -n "$(SLIDES)" || { echo 'give large slides: make bench-slides SLIDES="a.svs b.svs"'; exit 2; }
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/slide_reading.py $(SLIDES)
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/slide_tissue.py $(if $(CLAM),--clam $(CLAM)) $(SLIDES)
+	PYTHONPATH=src $(BIN)/python benchmarks/encoders.py --threads 1
+	PYTHONPATH=src $(BIN)/python benchmarks/encoders.py --threads $(CORES)
 
 clean: ## remove the results, keep the environment
 	rm -rf results .snakemake

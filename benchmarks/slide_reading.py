@@ -38,6 +38,7 @@ from pipeline.slides.tiles import JPEG, NotServedError, Tiles
 
 SIZE, OFF, BATCH = 256, 100, 32
 SLOW = 5  # the peers get a fifth of the patches
+ROUNDS, WORKERS = 3, 2
 
 
 def grid(path: Path, side: int, off: int, patches: int) -> np.ndarray:
@@ -84,14 +85,13 @@ def limit(path: Path, coords: np.ndarray, side: int) -> Callable[[int], int] | N
 
 
 def ours(path: Path, coords: np.ndarray, side: int, method: str = "exact", check: bool = False) -> Callable[[int], int]:
-    source = PatchSource(path, coords, side, SIZE, method, check)
+    """Opening and proving are a cost a slide, not a patch: they are printed by themselves, and done here beforehand."""
+    ready = [PatchSource(path, coords, side, SIZE, method, check) for _ in range(ROUNDS * WORKERS)]
 
     def run(workers: int) -> int:
-        nonlocal source  # opening and proving is a cost a slide, not a patch: it is printed by itself
+        source = ready.pop()
         with ThreadPoolExecutor(workers) as pool, Reading(pool, lambda: source, 0, len(coords), BATCH, workers + 1) as reading:
-            done = sum(int(batch.readable.sum()) for batch in reading)
-        source = PatchSource(path, coords, side, SIZE, method, check)
-        return done
+            return sum(int(batch.readable.sum()) for batch in reading)
 
     return run
 
@@ -128,7 +128,7 @@ def through_openslide(path: Path, coords: np.ndarray, side: int, way: str, folde
     return run
 
 
-def measure(path: Path, target_mpp: float, patches: int, rounds: int, workers: int) -> None:
+def measure(path: Path, target_mpp: float, patches: int) -> None:
     with Slide(path) as slide:
         side = level0_size(SIZE, resolve(slide.properties, path.stem).mpp, PatchSettings(target_mpp=target_mpp))
     for name, off in (("on", 0), ("off", OFF)):
@@ -138,17 +138,17 @@ def measure(path: Path, target_mpp: float, patches: int, rounds: int, workers: i
             if side >= 2 * SIZE:
                 readers["scaled"] = ours(path, coords, side, "scaled")
             readers |= {way: through_openslide(path, coords, side, way, Path(folder)) for way in ("openslide", "trident", "clam")}
-            for count in range(1, workers + 1):
-                best = compare({k: r for k, r in readers.items() if r}, count, rounds)
+            for count in range(1, WORKERS + 1):
+                best = compare({k: r for k, r in readers.items() if r}, count)
                 for reader, (rate, cpu) in best.items():
                     share = f"{rate / best['limit'][0]:.3f}" if "limit" in best else ""
                     print(path.name, name, reader, count, f"{rate:.0f}", share, f"{1000 * cpu:.3f}", sep="\t", flush=True)
 
 
-def compare(readers: dict[str, Callable[[int], int]], workers: int, rounds: int) -> dict[str, tuple[float, float]]:
+def compare(readers: dict[str, Callable[[int], int]], workers: int) -> dict[str, tuple[float, float]]:
     """Reader → (patches a second, CPU seconds a patch), the best of the rounds, in which the readers take turns."""
     best: dict[str, tuple[float, float]] = {}
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for name, run in readers.items():
             wall, cpu = time.perf_counter(), time.process_time()
             done = run(workers)
@@ -162,16 +162,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slide", nargs="+", type=Path)
     parser.add_argument("--target-mpp", type=float, default=0.5)
-    parser.add_argument("--patches", type=int, default=4000, help="of 256 level-0 pixels; larger patches are fewer")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--patches", type=int, default=5000, help="of 256 level-0 pixels; larger patches are fewer")
     options = parser.parse_args()
     print("slide", "grid", "reader", "workers", "patches_s", "of_limit", "cpu_ms", sep="\t")
     for path in options.slide:
         start = time.perf_counter()
         PatchSource(path, grid(path, SIZE, 0, 2000), SIZE, SIZE).close()
         print(f"# {path.name}: opened and proved against OpenSlide in {time.perf_counter() - start:.2f} s", file=sys.stderr)
-        measure(path, options.target_mpp, options.patches, options.rounds, options.workers)
+        measure(path, options.target_mpp, options.patches)
     print(f"# peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, imports included", file=sys.stderr)
 
 

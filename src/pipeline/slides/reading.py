@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -166,26 +168,24 @@ class PatchSource:
 
     def _from_tiles(self, view: View, x: int, y: int, out: np.ndarray) -> None:
         left, top = x // view.step, y // view.step
-        width, height, extent = view.tile_width, view.tile_height, view.extent
+        column, across = divmod(left, view.tile_width)
+        row, down = divmod(top, view.tile_height)
+        corner = row * view.across + column
         store = self._store if view is self._view else None
-        if left % width == 0 and top % height == 0 and width == height == extent == self.size:  # the patch is a tile
-            index = top // height * view.across + left // width
-            if store is None or store.is_alone(index):
-                self._tiles.decode(view.level, index, view.reduce, out)
+        if across == down == 0 and view.tile_width == view.tile_height == view.extent == self.size:  # the patch is a tile
+            if store is None or store.is_alone(corner):
+                self._tiles.decode(view.level, corner, view.reduce, out)
             else:
-                out[:] = store.take(index)
-                store.release(index)
+                out[:] = store.take(corner)
+                store.release(corner)
             return
-        patch = out if extent == self.size else self._scratch(extent)
-        for row in range(top // height, (top + extent - 1) // height + 1):
-            for column in range(left // width, (left + extent - 1) // width + 1):
-                index = row * view.across + column
-                tile = store.take(index) if store else self._tiles.decode(view.level, index, view.reduce)
-                dx, dy = column * width - left, row * height - top
-                part = patch[max(dy, 0) : dy + height, max(dx, 0) : dx + width]
-                part[:] = tile[max(-dy, 0) :, max(-dx, 0) :][: part.shape[0], : part.shape[1]]
-                if store:
-                    store.release(index)
+        patch = out if view.extent == self.size else self._scratch(view.extent)
+        for step, into, part in _pieces(view, across, down):
+            if store is None:
+                patch[into] = self._tiles.decode(view.level, corner + step, view.reduce)[part]
+            else:
+                patch[into] = store.take(corner + step)[part]
+                store.release(corner + step)
         if patch is not out:
             _fit(patch, out)
 
@@ -230,6 +230,24 @@ class PatchSource:
             self._tiles.strict = True
         difference = np.abs(found.astype(np.int16) - expected).mean()
         return verdict if difference <= (SCALED_TOLERANCE if self._view.reduce > 1 else 0) else "differs"
+
+
+@lru_cache(maxsize=4096)  # on a grid the same few places come again and again
+def _pieces(view: View, across: int, down: int) -> list[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+    """The tiles under a patch that begins `across` and `down` pixels into its first tile: each one's place in the row of all tiles,
+    counted from the first, where its pixels go, and which they are."""
+
+    def spans(begin: int, tile: int) -> list[tuple[slice, slice]]:
+        edges = [*range(0, begin + view.extent, tile), begin + view.extent]
+        ends = [(max(a, begin), b, a) for a, b in pairwise(edges)]
+        return [(slice(a - begin, b - begin), slice(a - start, b - start)) for a, b, start in ends]
+
+    rows, columns = spans(down, view.tile_height), spans(across, view.tile_width)
+    return [
+        (i * view.across + j, (rows[i][0], columns[j][0]), (rows[i][1], columns[j][1]))
+        for i in range(len(rows))
+        for j in range(len(columns))
+    ]
 
 
 def _fit(patch: np.ndarray, out: np.ndarray) -> None:

@@ -11,7 +11,6 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,17 +95,16 @@ class Tiles:
         Raises `AbsentTileError` for a tile without data and `UnreadableRegionError` for one that cannot be decoded.
         """
         grid = self.levels[level]
-        offset, length = int(grid.offsets[index]), int(grid.lengths[index])
+        length = int(grid.lengths[index])
         if length == 0:
             raise AbsentTileError
-        place = f"tile {index % grid.across}, {index // grid.across} of level {level}"
         try:
-            pixels = self._decode(grid, self._stream(grid.head, offset, length), reduce, out)
+            pixels = self._decode(grid, self._stream(grid.head, int(grid.offsets[index]), length), reduce, out)
+            if pixels.shape != (grid.tile[1] // reduce, grid.tile[0] // reduce, 3):
+                raise ValueError(f"has {pixels.shape[1]} x {pixels.shape[0]} pixels")
         except (ValueError, RuntimeError, OSError) as error:  # imagecodecs raises RuntimeError
+            place = f"tile {index % grid.across}, {index // grid.across} of level {level}"
             raise UnreadableRegionError(f"{place}: {error}") from error
-        width, height = grid.tile
-        if pixels.shape != (height // reduce, width // reduce, 3):
-            raise UnreadableRegionError(f"{place}: has {pixels.shape[1]} x {pixels.shape[0]} pixels")
         return pixels
 
     def region(self, level: int, left: int, top: int, width: int, height: int, reduce: int = 1) -> np.ndarray:
@@ -175,6 +173,17 @@ class View:
     across: int
 
 
+class _Kept:
+    """A tile that several patches need: its pixels, or why it has none, once `ready`."""
+
+    __slots__ = ("error", "pixels", "ready")
+
+    def __init__(self) -> None:
+        self.pixels: np.ndarray | None = None
+        self.error: Exception | None = None
+        self.ready = threading.Event()
+
+
 class TileStore:
     """Decoded tiles on which more than one patch lies: each is decoded once, by the thread that comes first, and let go after its last use.
 
@@ -185,7 +194,7 @@ class TileStore:
         self._tiles, self._view = tiles, view
         self._uses, self._alone = uses.tolist(), (uses == 1).tolist()
         self._room = KEPT_BYTES // (view.tile_width * view.tile_height * 3)
-        self._kept: dict[int, Future[np.ndarray]] = {}
+        self._kept: dict[int, _Kept] = {}
         self._free: list[np.ndarray] = []
         self._own = threading.local()
         self._lock = threading.Lock()
@@ -198,18 +207,28 @@ class TileStore:
         """The pixels of a tile, valid until `release`. Its failure is as lasting as its success."""
         if self._alone[index]:
             return self._decode(index, self._scratch())
-        with self._lock:
-            tile = self._kept.get(index)
-            is_first = tile is None and len(self._kept) < self._room
+        tile = self._kept.get(index)
+        if tile is None:
+            with self._lock:
+                tile = self._kept.get(index)
+                is_first = tile is None and len(self._kept) < self._room
+                if is_first:
+                    tile = self._kept[index] = _Kept()
+                    pixels = self._free.pop() if self._free else self._empty()
+            if tile is None:
+                return self._decode(index, self._scratch())
             if is_first:
-                tile = self._kept[index] = Future()
-                pixels = self._free.pop() if self._free else self._empty()
-        if is_first:
-            try:
-                tile.set_result(self._decode(index, pixels))
-            except (UnreadableRegionError, AbsentTileError) as error:
-                tile.set_exception(error)
-        return tile.result() if tile else self._decode(index, self._scratch())
+                try:
+                    tile.pixels = self._decode(index, pixels)
+                except (UnreadableRegionError, AbsentTileError) as error:
+                    tile.error = error
+                finally:
+                    tile.ready.set()
+        if tile.pixels is None:
+            tile.ready.wait()  # another thread is decoding it
+            if tile.error:
+                raise tile.error
+        return tile.pixels
 
     def release(self, index: int) -> None:
         """One patch has what it needs of the tile."""
@@ -217,8 +236,8 @@ class TileStore:
             return
         with self._lock:
             self._uses[index] -= 1
-            if self._uses[index] == 0 and (tile := self._kept.pop(index, None)) and tile.exception() is None:
-                self._free.append(tile.result())
+            if self._uses[index] == 0 and (tile := self._kept.pop(index, None)) and tile.pixels is not None:
+                self._free.append(tile.pixels)
 
     def _decode(self, index: int, out: np.ndarray) -> np.ndarray:
         return self._tiles.decode(self._view.level, index, self._view.reduce, out)
