@@ -23,6 +23,7 @@ from pipeline.slides.features import Progress, read_coords, read_features, write
 from pipeline.slides.listing import chunk_of
 from pipeline.slides.masks import MaskSettings
 from pipeline.slides.patches import PatchSettings
+from pipeline.slides.reading import PatchSource
 from pipeline.slides.stages import features as features_stage
 from pipeline.slides.stages import tissue as tissue_stage
 from pipeline.slides.stages.features import ReadingSettings, features_chunk
@@ -238,6 +239,19 @@ def test_a_killed_slide_goes_on_where_it_was_left(laid, monkeypatch):
     assert described.read_text().split() == ["32", "6", "6", "6"]
     assert (laid.features / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
     assert not list(laid.features.glob(".*"))
+
+
+def test_a_slide_that_crashes_while_it_is_read_ahead_does_not_take_the_one_before_it_along(laid, monkeypatch):
+    class Crashing(PatchSource):
+        def __init__(self, path, *rest):
+            if Path(path).stem == "b":
+                os._exit(11)
+            super().__init__(path, *rest)
+
+    monkeypatch.setattr(features_stage, "PatchSource", Crashing)
+    encoded = laid.encode()
+    assert encoded["status"].to_dict() == {"a": "ok", "b": "failed"}
+    assert "ended the process 2 times (exit status 11)" in encoded.loc["b", "reason"]
 
 
 def test_progress_of_another_slide_or_setting_is_not_taken_up(laid, monkeypatch):

@@ -20,7 +20,7 @@ from pipeline.slides.features import PatchFile, Progress, is_valid, read_coords,
 from pipeline.slides.provenance import fingerprint, settings_digest
 from pipeline.slides.reading import PatchSource, Reading
 from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
-from pipeline.slides.stages.supervision import StopChunkError, alive
+from pipeline.slides.stages.supervision import StopChunkError, alive, is_retry
 from pipeline.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class _Stage:
     def _read_ahead(self, slide_id: str) -> None:
         """Begin to read the slide after this one, if it needs it and is not under way; its errors are told when its turn comes."""
         row = self._following.get(slide_id)
-        if row is None or row["slide_id"] in self._ahead:
+        if row is None or row["slide_id"] in self._ahead or is_retry():
             return
         try:
             place = self._place(row)

@@ -37,12 +37,18 @@ class Failure(dict):
 
 
 _parent: list[Connection] = []  # the child's way to its parent
+_retries = threading.Event()
 
 
 def alive() -> None:
     """Say that work on a slide goes on; to be called at least every few minutes of it. Does nothing outside a supervised process."""
     for parent in _parent:
         parent.send(("alive", None))
+
+
+def is_retry() -> bool:
+    """Whether a child died before this one: it should touch no slide but the one whose turn it is, lest the wrong one be blamed."""
+    return _retries.is_set()
 
 
 def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterator[dict[str, object] | Failure]:
@@ -53,7 +59,7 @@ def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterat
     """
     done, deaths = 0, 0
     while done < len(rows):
-        child, messages = _start(rows[done:], process)
+        child, messages = _start(rows[done:], process, deaths > 0)
         try:
             while done < len(rows):
                 if not messages.poll(patience):
@@ -81,19 +87,21 @@ def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterat
             done, deaths = done + 1, 0
 
 
-def _start(rows: Sequence[dict], process: Process) -> tuple[multiprocessing.Process, Connection]:
+def _start(rows: Sequence[dict], process: Process, retry: bool) -> tuple[multiprocessing.Process, Connection]:
     context = multiprocessing.get_context("fork")  # `process` is a closure; nothing of the parent runs in threads yet
     receiving, sending = context.Pipe(duplex=False)
-    child = context.Process(target=_work, args=(rows, process, sending), daemon=True)
+    child = context.Process(target=_work, args=(rows, process, sending, retry), daemon=True)
     child.start()
     sending.close()  # so that the child's death ends the stream
     return child, receiving
 
 
-def _work(rows: Sequence[dict], process: Process, parent: Connection) -> None:
+def _work(rows: Sequence[dict], process: Process, parent: Connection, retry: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _parent.append(parent)
+    if retry:
+        _retries.set()
     for row in rows:
         kind, value = _outcome(row, process)
         parent.send((kind, value))
