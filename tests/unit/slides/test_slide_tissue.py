@@ -11,7 +11,7 @@ from synthetic_slides import GLASS, HOLE, PEN, SIZE, TISSUE, picture, write_svs
 from pipeline.slides.opening import Slide
 from pipeline.slides.overview import overview
 from pipeline.slides.quality import rasterise
-from pipeline.slides.tissue import TissueSettings, find_tissue, glass_colour, outlines, segment, tissue_mm2, trace
+from pipeline.slides.tissue import TissueSettings, _along_edges, find_tissue, glass_colour, outlines, segment, tissue_mm2, trace
 
 TRUTH = box(*TISSUE).difference(box(*HOLE))
 UM = 8.0
@@ -225,6 +225,20 @@ def test_an_island_in_a_filled_hole_is_not_counted_twice():
     assert [p.area for p in trace(mask, 1.0)] == pytest.approx([3200, 100], rel=0.01)
     (whole,) = trace(mask, 1.0, min_piece=0, min_hole=500)
     assert whole.area == pytest.approx(3600, rel=0.01)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30))
+def test_outlines_run_between_pixels_and_cut_their_corners(seed, height, width):
+    mask = np.random.default_rng(seed).random((height, width)) < 0.6
+    borders, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    rings = _along_edges(borders) if borders else []
+    area = -sum(cv2.contourArea(ring, oriented=True) for ring in rings)
+    padded = np.pad(mask, 1).astype(int)
+    around = padded[:-1, :-1] + padded[1:, :-1] + padded[:-1, 1:] + padded[1:, 1:]
+    diagonal = (around == 2) & (padded[:-1, :-1] == padded[1:, 1:])  # a bridge of the width of half a pixel's diagonal
+    assert area == np.choose(around, [0, 1 / 8, 1 / 2, 7 / 8, 1]).sum() + diagonal.sum() / 4
+    assert sum(map(len, rings)) == np.abs(np.diff(padded, axis=0)).sum() + np.abs(np.diff(padded, axis=1)).sum()
 
 
 @settings(max_examples=25, deadline=None)
