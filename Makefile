@@ -23,10 +23,10 @@ demo: install ## from raw synthetic slides to results/demo/{summary.tsv,report.h
 	@echo "Done: results/demo/summary.tsv, and open results/demo/report.html in a browser."
 
 test: install ## fast tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -m "not slow"
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow"
 
 test-all: install ## all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
 lint: install ## style of Python and Snakemake code
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -123,7 +123,6 @@ def verdict(outcomes: pd.DataFrame) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("damaged")
 def test_damaged_copies_of_a_synthetic_slide_come_out_right_or_are_listed(tmp_path, cohort):
     from pipeline.demo.slides import write_slides
 
@@ -133,7 +132,6 @@ def test_damaged_copies_of_a_synthetic_slide_come_out_right_or_are_listed(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.realdata
-@pytest.mark.xdist_group("damaged")
 def test_damaged_copies_of_a_real_slide_come_out_right_or_are_listed(tmp_path, cohort, realdata):
     slide = realdata / "slides" / "tcga-cr-7395-01a-01-ts1.svs"
     verdict(check(*cohort(slide, 0.5, COPIES), tmp_path / "scans", COPIES))

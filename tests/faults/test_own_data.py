@@ -24,7 +24,6 @@ COHORT = {
     "training": {"epochs": 1},
     "evaluation": {"bootstrap": 100},
 }
-pytestmark = pytest.mark.xdist_group("own")
 
 
 @pytest.fixture

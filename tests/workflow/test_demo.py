@@ -10,7 +10,7 @@ import pytest
 from pipeline.evaluation.summary import COLUMNS, read_summary
 from tests.workflow.conftest import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 TARGETS = ("results/demo/summary.tsv", "results/demo/report.html")
 UNIMODAL, MULTIMODAL = ["snn", "abmil"], ["mcat", "survq"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.workflow.conftest import command, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
+pytestmark = pytest.mark.slow
 SMALL = ("--config", "demo={patients: 24}", "training={epochs: 8}", "--", "results/demo/summary.tsv")
 KILLS = 10
 

@@ -13,7 +13,6 @@ from pipeline.slides.features import read_features
 from pipeline.tables import read_table
 from tests.workflow.conftest import ROOT, run
 
-pytestmark = pytest.mark.xdist_group("own")
 MANIFEST = "results/made/slides/manifest-conch.tsv"
 
 
