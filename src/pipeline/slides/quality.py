@@ -37,7 +37,7 @@ class QualitySettings:
     fields: int = 24
     sharp: float = 0.55
     blurred: float = 0.5
-    pen: float = 0.01
+    pen: float = 0.005
     black: float = 0.1
     little_mm2: float = 0.5
     pieces: int = 20
