@@ -75,6 +75,7 @@ def check(manifest: pd.DataFrame, results: Path, scans: Path, copies: int) -> pd
     assert manifest.loc["whole", "status"] == "ok"
     whole = read_features(results / "features/stain_texture/whole.h5")
     places = {tuple(xy): i for i, xy in enumerate(whole.coords.tolist())}
+    quality = read_table(results / "qc.tsv").set_index("slide_id")
     rows = []
     for slide in manifest.index.drop("whole"):
         outcome = manifest.loc[slide]
@@ -91,6 +92,7 @@ def check(manifest: pd.DataFrame, results: Path, scans: Path, copies: int) -> pd
         told = {*map(tuple, found.coords.tolist()), *zip(dropped["x"].astype(int), dropped["y"].astype(int), strict=True)}
         assert told == set(map(tuple, read_coords(results / f"patches/{slide}.h5").coords.tolist()))
         row |= {"patches": len(found.coords), "dropped": len(dropped), "lost": len(set(places) - told)}
+        assert not row["lost"] or "unreadable" in str(quality.loc[slide, "flags"])  # tissue that was not seen is told, too
         same = [i for i, xy in enumerate(found.coords.tolist()) if tuple(xy) in places]
         equal = (found.features[same] == whole.features[[places[tuple(found.coords[i].tolist())] for i in same]]).all(1)
         other = found.coords[np.array(same)[~equal]] if len(same) else found.coords

@@ -220,7 +220,7 @@ class TileStore:
             if is_first:
                 try:
                     tile.pixels = self._decode(index, pixels)
-                except (UnreadableRegionError, AbsentTileError) as error:
+                except Exception as error:  # whatever it is, the threads that wait for this tile must hear of it
                     tile.error = error
                 finally:
                     tile.ready.set()
