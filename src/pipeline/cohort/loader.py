@@ -54,7 +54,7 @@ class BagStore:
         mean = total / max(count, 1)
         deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0.0))
         spread = np.where(deviation > 1e-6, deviation, 1.0)
-        self.scaler = Scaler("zscore_gene", mean.astype(np.float32), spread.astype(np.float32), np.zeros(self.width, np.float32))
+        self.scaler = Scaler("zscore", mean.astype(np.float32), spread.astype(np.float32), np.zeros(self.width, np.float32))
 
     def length(self, patient: str) -> int:
         """Number of patches of the patient (0: no slide)."""

@@ -1,10 +1,11 @@
-"""The patient record: one patient or a batch, in which any modality may be absent."""
+"""The patient record: one patient or a batch, in which any modality may be absent; and the labels of patients."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,3 +116,22 @@ class Patient:
             {g: x.to(device, non_blocking=True) for g, x in self.groups.items()},
             {m: x.to(device, non_blocking=True) for m, x in self.present.items()},
         )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of P patients, row by row.
+
+    patients (ids), time [P] months, event [P] 0/1, y [P] time bin. edges: the K + 1 edges of the time bins (months). A binary label is one
+    bin (K = 1): `event` is the label and `time` the same for all.
+    """
+
+    patients: Sequence[str]
+    time: np.ndarray
+    event: np.ndarray
+    y: np.ndarray
+    edges: tuple[float, ...] = ()
+
+    def take(self, rows: np.ndarray) -> Labels:
+        """The given rows, repeats allowed."""
+        return Labels([self.patients[i] for i in rows], self.time[rows], self.event[rows], self.y[rows], self.edges)

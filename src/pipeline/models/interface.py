@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from pipeline.cohort.record import Patient
+from pipeline.cohort.record import Labels, Patient
 from pipeline.errors import InputError, nearest
 
 T = TypeVar("T")
@@ -97,8 +97,9 @@ class SurvivalModel(nn.Module):
                     expected=" and ".join(self.requires) or " or ".join(self.modalities),
                 )
 
-    def prepare(self, training: Iterable[Patient]) -> None:
-        """Hook called once before the first epoch with the training fold's batches: prototypes, clusters, earlier stages.
+    def prepare(self, training: Iterable[tuple[Patient, Labels]]) -> None:
+        """Hook called once before the first epoch with the training fold's batches and their labels: prototypes, clusters, earlier stages.
 
-        Does nothing here; a model that needs something fitted overrides it.
+        Does nothing here; a model that needs something fitted overrides it. One that is fitted by other means than gradients does all its
+        fitting here and states `epochs: 0` in its configuration; what it learns it keeps in buffers.
         """

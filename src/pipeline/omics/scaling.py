@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import InputError, nearest
 
-METHODS = ("zscore_gene", "minmax_global", "none")
+METHODS = ("zscore", "minmax_global", "none")
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Scaler:
     clip: float | None = None
 
     @classmethod
-    def fit(cls, training: np.ndarray, method: str = "zscore_gene", clip: float | None = None) -> Scaler:
+    def fit(cls, training: np.ndarray, method: str = "zscore", clip: float | None = None) -> Scaler:
         """Fit on the training rows [n, F]; NaN = missing, ignored.
 
-        ``zscore_gene``: mean and population sd of each feature, a constant feature divides by 1 (MCAT's StandardScaler).
+        ``zscore``: mean and population sd of each feature, a constant feature divides by 1 (MCAT's StandardScaler).
         ``minmax_global``: ONE minimum and maximum of the whole training matrix go to −1 and 1 (SurvPath); values of other
         patients may fall outside. ``none``: values as they are. `clip` bounds the scaled values to ±clip.
         Raises `InputError` for an unknown method, a clip that is not positive, and an empty training matrix.
@@ -47,7 +47,7 @@ class Scaler:
             raise InputError("the training fold has no value to fit the scaling on", expected="at least one training patient with a value")
         count = known.sum(axis=0)
         mean = np.where(known, values, 0.0).sum(axis=0) / np.maximum(count, 1)
-        if method == "zscore_gene":
+        if method == "zscore":
             spread = np.sqrt((np.where(known, values - mean, 0.0) ** 2).sum(axis=0) / np.maximum(count, 1))
             center = mean
         elif method == "minmax_global":

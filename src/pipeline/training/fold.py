@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from pipeline.cohort.bins import TimeBins
+from pipeline.cohort.record import Labels
 from pipeline.cohort.splits import fold_patients, read_splits
 from pipeline.errors import InputError
 from pipeline.models import build_model, load_model_config
@@ -24,7 +25,7 @@ from pipeline.tables import numeric, read_table, write_table
 from pipeline.training.artifacts import inputs_to_dict, save_fold
 from pipeline.training.cost import training_seconds
 from pipeline.training.dataset import Offered, offer
-from pipeline.training.loop import Labels, Trainer
+from pipeline.training.loop import Trainer
 from pipeline.training.protocol import Protocol
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Fold:
     def labels(self, rows: pd.DataFrame) -> Labels:
         """Labels of the rows; test times beyond the training range fall into the end bins."""
         time, event = rows["time"].to_numpy(float), rows["event"].to_numpy(int)
-        return Labels(list(rows["patient_id"]), time, event, self.bins.assign(time))
+        return Labels(list(rows["patient_id"]), time, event, self.bins.assign(time), self.bins.edges)
 
     def train(self, checkpoint: Path) -> list[dict[str, float]]:
         """Fit the model; returns the history."""

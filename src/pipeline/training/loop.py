@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cohort.loader import CohortData
-from pipeline.cohort.record import Patient
+from pipeline.cohort.record import Labels, Patient
 from pipeline.errors import InputError
 from pipeline.evaluation.concordance import harrell
 from pipeline.models.interface import SurvivalModel
@@ -26,20 +25,6 @@ from pipeline.training.losses import cox_partial, discrete_nll, l1_penalty
 from pipeline.training.protocol import Protocol
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """patients (ids), time [P] months, event [P] 0/1, y [P] time bin: one side of a fold, row by row."""
-
-    patients: Sequence[str]
-    time: np.ndarray
-    event: np.ndarray
-    y: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Labels:
-        """The given rows, repeats allowed."""
-        return Labels([self.patients[i] for i in rows], self.time[rows], self.event[rows], self.y[rows])
 
 
 class NonFiniteLossError(InputError):
@@ -71,6 +56,8 @@ class Trainer:
         else:
             torch.manual_seed(seed_from(self.seed, "prepare"))
             self.model.prepare(self._batches(train))
+            if not self.protocol.epochs:  # the model has fitted itself
+                history.append({"epoch": 0} | self._score(inner, "inner") | self._score(test, "test"))
         saved = time.monotonic()
         steps = -(-len(train.patients) // self.protocol.batch_size)
         bar = progress(self.protocol.epochs, len(history))
@@ -164,8 +151,11 @@ class Trainer:
         most = sys.maxsize if self.protocol.loss == "cox" else self.protocol.max_patches_pass
         return self.data.passes(patients, self.protocol.batch_size, most, sampled)
 
-    def _batches(self, labels: Labels) -> Any:
-        return (self.data.batch(run).to(self.device) for run in self._passes(labels.patients, None))
+    def _batches(self, labels: Labels) -> Iterator[tuple[Patient, Labels]]:
+        start = 0
+        for run in self._passes(labels.patients, None):
+            yield self.data.batch(run).to(self.device), labels.take(np.arange(start, start + len(run)))
+            start += len(run)
 
     # --- selection ---
 

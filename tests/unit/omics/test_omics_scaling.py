@@ -11,7 +11,7 @@ TRAIN = np.float32([[1, 5, np.nan], [3, 5, 2], [np.nan, 5, 4]])
 
 
 def test_zscore_uses_the_population_sd_and_a_constant_feature_becomes_zero():
-    out = Scaler.fit(TRAIN, "zscore_gene").transform(TRAIN)
+    out = Scaler.fit(TRAIN, "zscore").transform(TRAIN)
     np.testing.assert_allclose(out, [[-1, 0, 0], [1, 0, -1], [0, 0, 1]], atol=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_a_scaler_survives_yaml_bit_for_bit(method, clip):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((TRAIN, "zscore"), "unknown scaling; found 'zscore', expected zscore_gene or minmax_global or none. Did you mean 'zscore_gene'?"),
+        ((TRAIN, "zscored"), "unknown scaling; found 'zscored', expected zscore or minmax_global or none. Did you mean 'zscore'?"),
         ((TRAIN, "none", 0), "clip is not positive; found '0', expected a number above 0, or nothing."),
         ((TRAIN * np.nan,), "the training fold has no value to fit the scaling on; expected at least one training patient with a value."),
     ],

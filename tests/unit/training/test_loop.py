@@ -8,11 +8,12 @@ import torch
 
 from pipeline.cohort.bins import TimeBins
 from pipeline.cohort.loader import BagStore, CohortData
+from pipeline.cohort.record import Labels
 from pipeline.evaluation.concordance import harrell
 from pipeline.models import build_model
 from pipeline.models.interface import Inputs
 from pipeline.nn.hazards import risk_score
-from pipeline.training.loop import Labels, NonFiniteLossError, Trainer
+from pipeline.training.loop import NonFiniteLossError, Trainer
 from pipeline.training.protocol import Protocol
 
 PATIENTS, GENES = 120, 20
