@@ -12,8 +12,8 @@ from pipeline.errors import InputError, nearest
 
 
 def cohort_names() -> list[str]:
-    """Every cohort that has a file under ``config/cohorts/`` (the template is not one)."""
-    return sorted(p.stem for p in (ROOT / "cohorts").glob("*.yaml") if p.stem != "template")
+    """Every cohort that has a file under ``config/cohorts/``; neither the template nor what cohorts extend (``_*.yaml``) is one."""
+    return sorted(p.stem for p in (ROOT / "cohorts").glob("*.yaml") if p.stem != "template" and not p.stem.startswith("_"))
 
 
 def load_study(config: Mapping[str, Any], cohort: str, command_line: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def load_study(config: Mapping[str, Any], cohort: str, command_line: Mapping[str
     if not file.is_file():
         known = cohort_names()
         raise InputError(f"unknown cohort {cohort!r}", file=file, expected="one of " + ", ".join(known), remedy=nearest(cohort, known))
-    written = validate(read_yaml(file), "cohort", file, fill=False)  # defaults come with `config`, which it overlays
+    written = validate(_named(_extended(file), cohort), "cohort", file, fill=False)  # defaults come with `config`, which it overlays
     stated = {block: value for block, value in (command_line or {}).items() if block in SHARED}
     study = fill_defaults(merge(merge({block: config[block] for block in SHARED}, written), stated), schema("cohort"))
     study["data_dir"] = study.get("data_dir") or config["data_dir"]
@@ -36,16 +36,40 @@ def load_study(config: Mapping[str, Any], cohort: str, command_line: Mapping[str
     return study
 
 
+def _extended(file: Path) -> dict[str, Any]:
+    """The cohort's file over those that it `extends`."""
+    document = read_yaml(file)
+    base = document.pop("extends", None)
+    if base is None:
+        return document
+    other = file.with_name(f"{base}.yaml")
+    if base == file.stem or not other.is_file():
+        known = [name for name in cohort_names() if name != file.stem]
+        raise InputError(
+            "extends no other cohort", file=file, found=base, expected="one of " + ", ".join(known), remedy=nearest(base, known)
+        )
+    return merge(_extended(other), document)
+
+
+def _named(value: Any, cohort: str) -> Any:
+    """`value` with the cohort's name in place of ``{cohort}``."""
+    if isinstance(value, Mapping):
+        return {key: _named(part, cohort) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_named(part, cohort) for part in value]
+    return value.replace("{cohort}", cohort) if isinstance(value, str) else value
+
+
 def data_path(study: Mapping[str, Any], path: str) -> str:
     """A path of the cohort's file: absolute as it is, else relative to the study's `data_dir`."""
     return path if Path(path).is_absolute() else str(Path(study["data_dir"]) / path)
 
 
 def modalities(study: Mapping[str, Any]) -> list[str]:
-    """What the cohort offers: `wsi` where its slides are on disk (or made by the workflow), `omics`, and each further table."""
+    """What the cohort offers: `wsi` where its slides are on disk (or made by the workflow), `omics`, each bag, each further table."""
     found = ["wsi"] if study["synthetic"] or slides_absent(study) is None else []
     found += ["omics"] if study["omics"]["tables"] else []
-    return found + sorted(study["tables"])
+    return [*found, *sorted(study["bags"]), *sorted(study["tables"])]
 
 
 def slides_absent(study: Mapping[str, Any]) -> str | None:
@@ -141,8 +165,20 @@ def check_encoder(study: Mapping[str, Any], encoder: str) -> str:
 
 
 def tables(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The further tables by modality, with their paths resolved."""
-    return {name: {**table, "file": data_path(study, table["file"])} for name, table in study["tables"].items()}
+    """How to read the further tables (`pipeline.cohort.vectors.read_vectors`), by modality, with their paths resolved."""
+    reading = ("patient_id", "columns", "categorical")
+    return {
+        name: {"file": data_path(study, table["file"]), **{key: table[key] for key in reading if key in table}}
+        for name, table in study["tables"].items()
+    }
+
+
+def bag_sources(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The bags that are not slides, by modality, with their paths resolved."""
+    return {
+        name: {**bag, **{key: data_path(study, bag[key]) for key in ("file", "manifest") if bag.get(key)}}
+        for name, bag in study["bags"].items()
+    }
 
 
 def omics_tables(study: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -153,8 +189,9 @@ def omics_tables(study: Mapping[str, Any]) -> list[dict[str, Any]]:
 def model_needs(study: Mapping[str, Any], model: str) -> list[str]:
     """The modalities without which `model` (`<name>` or `<name>+<variant>`) does not run in this study.
 
-    They stand under `needs` in ``config/models/<name>.yaml``; a variant may state its own, and a study that points a model at
-    one of its tables (`options.<name>.modality`) needs that table instead. Raises `InputError` for an unknown model or variant.
+    They stand under `needs` in ``config/models/<name>.yaml``, where `tables` means every table of the cohort; a variant may state
+    its own. A study that points a model at some of its tables (`options.<name>.modality` or `modalities`) needs those.
+    Raises `InputError` for an unknown model or variant.
     """
     name, _, variant = model.partition("+")
     file = ROOT / "models" / f"{name}.yaml"
@@ -170,14 +207,46 @@ def model_needs(study: Mapping[str, Any], model: str) -> list[str]:
         raise InputError(
             f"unknown variant {model!r} under models", file=study["file"], expected=expected, remedy=nearest(variant, variants)
         )
-    chosen = study["options"].get(name, {}).get("modality")
-    return [chosen] if chosen else list((variants.get(variant) or {}).get("needs") or settings["needs"])
+    options = model_options(study, model)
+    chosen = options.get("modalities") or ([options["modality"]] if options.get("modality") else None)
+    needs = chosen or (variants.get(variant) or {}).get("needs") or settings["needs"]
+    return list(dict.fromkeys(m for need in needs for m in (sorted(study["tables"]) or [need] if need == "tables" else [need])))
+
+
+def model_options(study: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Constructor arguments that the study states: under `options.<name>`, and over them under `options.<name>+<variant>`.
+
+    What `options.<name>` says of modalities does not hold for a variant that states its own needs.
+    """
+    name, _, variant = model.partition("+")
+    options = dict(study["options"].get(name, {}))
+    variants = read_yaml(ROOT / "models" / f"{name}.yaml").get("variants") or {}
+    if (variants.get(variant) or {}).get("needs"):
+        options = {key: value for key, value in options.items() if key not in ("modality", "modalities")}
+    return options | (study["options"].get(model, {}) if variant else {})
+
+
+def kind(study: Mapping[str, Any]) -> str:
+    """`survival` or `binary`: what the study's endpoint is."""
+    return study["endpoints"].get(study["endpoint"], {}).get("kind", "survival")
+
+
+def reference(study: Mapping[str, Any]) -> str | None:
+    """The model with which all others are compared: by default a regression on the table `clinical` (age, sex, stage, grade …)."""
+    if study["reference"] != "auto":
+        return study["reference"]
+    return {"survival": "coxnet+clinical", "binary": "logistic+clinical"}[kind(study)]
+
+
+def all_models(study: Mapping[str, Any]) -> list[str]:
+    """The models of the study and its reference."""
+    return list(dict.fromkeys([*study["models"], *filter(None, [reference(study)])]))
 
 
 def not_run(study: Mapping[str, Any]) -> dict[str, str]:
     """Models of the study that cannot run, with the reason; a slide model without slides says where they were looked for."""
     offered, reasons = modalities(study), {}
-    for model in study["models"]:
+    for model in all_models(study):
         lacking = [m for m in model_needs(study, model) if m not in offered]
         if lacking:
             why = f" ({slides_absent(study)})" if "wsi" in lacking else ""
@@ -192,7 +261,7 @@ def models_to_run(study: Mapping[str, Any]) -> list[str]:
         remedy = f"Ask for results/{study['name']}/slides/manifest-{study['slides']['encoder']}.tsv, or add endpoints."
         raise InputError("the cohort has no follow-up, so nothing can be trained", file=study["file"], remedy=remedy)
     absent = not_run(study)
-    models = [m for m in study["models"] if m not in absent]
+    models = [m for m in all_models(study) if m not in absent]
     if not models:
         raise InputError("none of its models can run: " + "; ".join(f"{m} {r}" for m, r in absent.items()), file=study["file"])
     return models
@@ -209,43 +278,80 @@ def endpoint(study: Mapping[str, Any]) -> dict[str, Any]:
     return {"file": data_path(study, settings.pop("table")), **settings}
 
 
+def aliases(study: Mapping[str, Any]) -> list[str]:
+    """Tables of outdated gene symbols: our own and, where it names one, the cohort's."""
+    own = study["omics"]["aliases"]
+    return [str(ROOT / "gene_aliases.tsv"), *([data_path(study, own)] if own else [])]
+
+
+def included(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The conditions that restrict the cohort, with the paths of their tables resolved."""
+    return [{**condition, "table": data_path(study, condition["table"])} for condition in study["include"]]
+
+
+SPLIT_OPTIONS = {
+    "kfold": ("folds", "repeats"),
+    "site": ("folds", "repeats", "site"),
+    "monte_carlo": ("folds", "test_share"),
+    "imported": ("folds", "first", "column", "train", "test", "allow_untested"),
+}
+
+
+def has_data(study: Mapping[str, Any]) -> bool:
+    """Whether the follow-up of the study is on disk."""
+    return Path(endpoint(study)["file"]).is_file()
+
+
 def splits(study: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `pipeline.cohort.splits.build_splits`, with the path of imported lists resolved."""
     scheme = study["splits"]
-    if scheme["scheme"] == "kfold":
-        return {"method": "kfold", "folds": scheme["folds"]}
+    method = scheme["scheme"]
+    chosen = {"method": method, **{key: scheme[key] for key in SPLIT_OPTIONS[method]}}
+    if method != "imported":
+        return chosen
     if not scheme.get("file"):
-        raise InputError("splits.scheme is 'imported' but splits.file is missing", file=study["file"], expected="a path with {fold}")
-    named = {key: scheme[key] for key in ("folds", "column", "train", "test")}
-    return {"method": "imported", "pattern": data_path(study, scheme["file"]), **named}
+        raise InputError(
+            "splits.scheme is 'imported' but splits.file is missing", file=study["file"], expected="a path, perhaps with {fold}"
+        )
+    return {**chosen, "pattern": data_path(study, scheme["file"])}
+
+
+def fold_count(study: Mapping[str, Any]) -> int:
+    """Number of folds, all repeats together."""
+    scheme = splits(study)
+    return scheme["folds"] * scheme.get("repeats", 1)
 
 
 def split_files(study: Mapping[str, Any]) -> list[str]:
-    """The imported lists of the study, one a fold."""
+    """The imported lists of the study: a file a fold, or one for all."""
     scheme = splits(study)
-    return [scheme["pattern"].format(fold=k) for k in range(scheme["folds"])] if scheme["method"] == "imported" else []
+    if scheme["method"] != "imported":
+        return []
+    return sorted({scheme["pattern"].format(fold=scheme["first"] + k) for k in range(scheme["folds"])})
 
 
-def fold_settings(study: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """Everything that training one fold of `model` depends on, and nothing else."""
-    name = model.partition("+")[0]
+def fold_settings(study: Mapping[str, Any], model: str, shuffled: int | None = None) -> dict[str, Any]:
+    """Everything that training one fold of `model` depends on, and nothing else; `shuffled`: the repetition on permuted labels."""
     keys = ("name", "seed", "bins", "bag_scaling", "training")
     return {
         **{key: study[key] for key in keys},
         "endpoint": study["endpoint"],
+        "kind": kind(study),
         "model": model,
         "modalities": model_needs(study, model),
-        "options": study["options"].get(name, {}),
-        "scaling": {"method": study["omics"]["scaling"], "clip": study["omics"]["clip"]},
+        "options": model_options(study, model),
+        "omics": {key: study["omics"][key] for key in ("scaling", "impute", "clip", "select")},
         "tables": tables(study),
-        "folds": study["splits"]["folds"],
+        "table_scaling": {name: {key: table[key] for key in ("scaling", "impute")} for name, table in study["tables"].items()},
+        **({} if shuffled is None else {"shuffled": shuffled}),
     }
 
 
 def report_settings(study: Mapping[str, Any]) -> dict[str, Any]:
     """What the report states under provenance: settings that the figures depend on, without the machine's paths."""
-    settings = {key: study[key] for key in ("seed", "endpoint", "bins", "training", "options", "evaluation")}
-    settings["splits"] = {key: study["splits"][key] for key in ("scheme", "folds")}
+    settings = {key: study[key] for key in ("seed", "endpoint", "bins", "training", "options", "evaluation", "controls")}
+    settings["splits"] = {key: value for key, value in splits(study).items() if key != "pattern"}
+    settings["omics"] = {key: study["omics"][key] for key in ("scaling", "impute", "clip", "select")}
     if "wsi" in modalities(study):
         settings["slides"] = {key: study["slides"][key] for key in ("encoder", "patches")}
     return settings

@@ -151,8 +151,8 @@ def _number(cell: str) -> float:
 
 def check_patients(table: pd.DataFrame, path: str | Path, *, column: str = "patient_id", unique: bool = True) -> None:
     """Raise `InputError` at the first missing, unsafe or (with `unique`) repeated value of ``table["patient_id"]``."""
-    for row, value in enumerate(table["patient_id"], start=FIRST_ROW):
-        check_id("" if pd.isna(value) else value, "patient", file=path, row=row, column=column)
+    for row, value in enumerate(table["patient_id"].fillna(""), start=FIRST_ROW):
+        check_id(value, "patient", file=path, row=row, column=column)
     repeated = table["patient_id"].duplicated()
     if unique and repeated.any():
         at = int(np.flatnonzero(repeated.to_numpy())[0])

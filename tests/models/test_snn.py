@@ -4,7 +4,7 @@ from torch import nn
 
 from pipeline.cohort.record import Patient
 from pipeline.errors import InputError
-from pipeline.models import build_model
+from pipeline.models import build_model, load_model_config
 from pipeline.models.interface import Inputs
 from pipeline.models.reference import forward_flops, parameters, reference_patient
 
@@ -52,3 +52,37 @@ def test_any_table_of_the_cohort_can_be_read():
 def test_missing_omics_is_never_imputed(inputs, draw):
     with pytest.raises(InputError, match="SNN cannot predict patient 0 of the batch: lacks omics; expected omics"):
         build_model("snn", inputs)(draw(lacks="omics"))
+
+
+@pytest.mark.parametrize(
+    "variant, changed",
+    [
+        ("mcat", {}),
+        ("big", {"hidden": [1024, 1024, 1024, 256]}),
+        (
+            "survpath",
+            {"hidden": [256, 256], "optimizer": "radam", "lr": 5e-4, "weight_decay": 1e-4, "alpha": 0.5, "batch_size": 1, "epochs": 5},
+        ),
+        ("survq", {"optimizer": "adamw", "lr": 5e-4, "weight_decay": 1e-3, "batch_size": 32, "epochs": 50}),
+        ("selu", {"activation": "selu"}),
+        ("relu", {"activation": "relu"}),
+        ("l1_mcat", {"l1_lambda": 1e-4, "l1_per_sample": True, "l1_scope": "all"}),
+        ("l1_porpoise", {"l1_lambda": 1e-5, "l1_per_sample": True, "l1_scope": "all"}),
+        ("uniform", {"sampler": "uniform"}),
+        ("carry", {"carry_remainder": True, "bins_from": "cohort"}),
+        ("inner", {"selection": "inner"}),
+        ("best_val", {"selection": "best_val"}),
+    ],
+)
+def test_a_preset_is_what_its_source_states(variant, changed):
+    settings = load_model_config("snn", variant)
+    flat = {**settings["model"], **settings["training"]}
+    assert {key: flat[key] for key in changed} == changed
+
+
+def test_the_default_protocol_is_mcats():
+    training = load_model_config("snn")["training"]
+    expected = {"optimizer": "adam", "lr": 2e-4, "weight_decay": 1e-5, "batch_size": 32, "epochs": 20, "alpha": 0.0, "selection": "last"}
+    assert {key: training[key] for key in expected} == expected
+    assert (training["sampler"], training["schedule"], training["l1_lambda"]) == ("balanced", "none", 0.0)
+    assert (training["bins_from"], training["carry_remainder"]) == ("train", False)

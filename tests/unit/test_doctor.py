@@ -91,6 +91,7 @@ def test_a_cohort_is_examined_from_its_file_to_its_cost(cohort, slides, tmp_path
         f"  OK    settings         {tmp_path / 'config/cohorts/mine.yaml'} is valid; data in {data}",
         f"  OK    follow-up        {data / 'clinical.tsv'}: 2 patients",
         "  WARN  models           snn needs omics, which cohort mine lacks",
+        "  WARN  models           coxnet+clinical needs clinical, which cohort mine lacks",
         "  OK    models           abmil will run",
         "  OK    encoder          stain_texture: 82 features, needs no weights",
         "  OK    slides           2 listed, all probed, 2 without a problem",
@@ -212,6 +213,7 @@ def test_tables_that_cannot_be_used_fail(cohort, capsys):
         "                         → Check the path and `data_dir`.",
         f"  FAIL  gene groups      {data / 'families.tsv'}: no such gene-set file; expected a GMT, TSV or CSV file.",
         "                         → Check omics.groups.families.file and data_dir, or mark the grouping optional.",
+        "  WARN  models           coxnet+clinical needs clinical, which cohort mine lacks",
         "  OK    models           snn will run",
     ]
 
@@ -222,6 +224,7 @@ def test_a_study_of_which_no_model_can_run_fails(cohort, capsys):
     assert main(["mine"]) == 1
     assert told(capsys, "cohort mine")[2:] == [
         f"  WARN  models           abmil needs slides, which cohort mine lacks (no folder {data / 'slides'})",
+        "  WARN  models           coxnet+clinical needs clinical, which cohort mine lacks",
         "  FAIL  models           none will run",
     ]
 

@@ -5,7 +5,9 @@ rule patients:
     input:
         followup=of_study(lambda s: studies.endpoint(s)["file"]),
         tables=of_study(lambda s: [t["file"] for t in studies.tables(s).values()]),
+        include=of_study(lambda s: [condition["table"] for condition in studies.included(s)]),
         matrix=matrix,
+        bags=bags,
         manifest=manifest,
     output:
         patients="results/{cohort}/cohort/patients.tsv",
@@ -22,8 +24,16 @@ rule patients:
     params:
         endpoint=of_study(studies.endpoint),
         tables=of_study(studies.tables),
+        include=of_study(studies.included),
         min_share=setting("min_share"),
-        code=code_version("pipeline.cohort.followup", "pipeline.cohort.patients", "pipeline.tables"),
+        code=code_version(
+            "pipeline.cohort.followup",
+            "pipeline.cohort.patients",
+            "pipeline.cohort.vectors",
+            "pipeline.cohort.labels",
+            "pipeline.cohort.bags",
+            "pipeline.tables",
+        ),
     script:
         "../scripts/patients.py"
 
@@ -45,6 +55,12 @@ rule splits:
     params:
         splits=of_study(studies.splits),
         seed=setting("seed"),
-        code=code_version("pipeline.cohort.splits", "pipeline.tables"),
+        code=code_version(
+            "pipeline.cohort.splits",
+            "pipeline.cohort.dealing",
+            "pipeline.cohort.split_lists",
+            "pipeline.seeds",
+            "pipeline.tables",
+        ),
     script:
         "../scripts/splits.py"

@@ -13,7 +13,7 @@ sys.path.insert(0, SRC)  # this file and script:
 shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(SRC)}; ")  # shell:
 
 from pipeline import study as studies
-from pipeline.config import validate
+from pipeline.config import read_yaml, validate
 from pipeline.errors import InputError
 from pipeline.provenance import code_version
 
@@ -75,7 +75,7 @@ def chunks(cohort):
 
 
 def folds(cohort):
-    return range(study(cohort)["splits"]["folds"])
+    return range(or_stop(studies.fold_count, study(cohort)))
 
 
 def has_slides(cohort):
@@ -96,6 +96,23 @@ def quality(wildcards):
 
 def matrix(wildcards):
     return [f"results/{wildcards.cohort}/omics/omics.h5"] if study(wildcards.cohort)["omics"]["tables"] else []
+
+
+def bags(wildcards):
+    """The cohort's bags that are not slides."""
+    return [f"results/{wildcards.cohort}/bags/{modality}.h5" for modality in sorted(study(wildcards.cohort)["bags"])]
+
+
+def shuffled_files(name):
+    """`name` of every fold of one model's repetitions on permuted labels."""
+
+    def files(w):
+        repetitions = range(study(w.cohort)["controls"]["shuffled_labels"])
+        return [
+            f"results/{w.cohort}/{w.model}/shuffled{r}/fold{k}/{name}" for r in repetitions for k in folds(w.cohort)
+        ]
+
+    return files
 
 
 def model_files(wildcards, name):
@@ -153,9 +170,62 @@ def encoder_gpus(wildcards):
     return sum(device != "cpu" for device in ([devices] if isinstance(devices, str) else devices))
 
 
+def bag_source(wildcards):
+    """How the cohort's file describes the bags of one modality."""
+    sources = or_stop(studies.bag_sources, study(wildcards.cohort))
+    if wildcards.modality not in sources:
+        raise WorkflowError(
+            f"Cohort {wildcards.cohort} names no bags {wildcards.modality!r}: {', '.join(sources) or 'none'}"
+        )
+    return sources[wildcards.modality]
+
+
+def mri_table(wildcards):
+    """The table of MRI files of a modality."""
+    table = bag_source(wildcards).get("manifest")
+    if table is None:
+        raise WorkflowError(f"The bags {wildcards.modality!r} of cohort {wildcards.cohort} are not made from MRI files")
+    return table
+
+
+def mri_files(wildcards):
+    """A digest of the names, sizes and times of the MRI files, so that new or replaced ones make the bags stale."""
+    from pipeline.imaging.manifest import files_digest  # it imports pandas, which most jobs do not need here
+
+    source = bag_source(wildcards)
+    return or_stop(files_digest, source["manifest"], source["patient_id"])
+
+
+def of_bag(*keys):
+    """Those of `keys` that the cohort's file states for the modality; the others have their defaults in the package."""
+    return lambda wildcards: {key: value for key, value in bag_source(wildcards).items() if key in keys}
+
+
+def mri_gpus(wildcards):
+    """Neither volumes nor a CPU need a GPU."""
+    source = bag_source(wildcards)
+    devices = source.get("device", "auto")
+    devices = [devices] if isinstance(devices, str) else devices
+    return 0 if source.get("rows") == "volume" else sum(device != "cpu" for device in devices)
+
+
+def published():
+    """The published figures."""
+    return or_stop(read_yaml, f"{workflow.basedir}/config/papers/omics.yaml")
+
+
+def published_summaries(wildcards):
+    """The summaries of the cohorts with published figures whose follow-up is on disk."""
+    cohorts = {cohort for entry in published()["published"] for cohort in entry["cohorts"]}
+    known = sorted(cohorts & set(studies.cohort_names()))
+    return [f"results/{cohort}/summary.tsv" for cohort in known if studies.has_data(study(cohort))]
+
+
 wildcard_constraints:
     cohort=r"[A-Za-z0-9_]+",
     model=r"[a-z0-9_]+(\+[A-Za-z0-9_]+)?",
     encoder=r"[A-Za-z0-9_.-]+",
     fold=r"\d+",
+    repetition=r"\d+",
+    modality=r"[a-z0-9_]+",
     chunk=r"\d+",

@@ -8,8 +8,10 @@ rule evaluate:
         predictions=fold_files("predictions.tsv"),
         history=fold_files("history.tsv"),
         model=fold_files("model.yaml"),
+        shuffled=shuffled_files("model.yaml"),
     output:
-        "results/{cohort}/{model}/evaluation.tsv",
+        row="results/{cohort}/{model}/evaluation.tsv",
+        calibration="results/{cohort}/{model}/calibration.tsv",
     log:
         "results/{cohort}/logs/evaluate_{model}.log",
     benchmark:
@@ -22,11 +24,38 @@ rule evaluate:
         runtime=30,
     params:
         endpoint=setting("endpoint"),
+        kind=of_study(studies.kind),
         bootstrap=setting("evaluation", "bootstrap"),
         seed=setting("seed"),
         code=code_version("pipeline.evaluation"),
     script:
         "../scripts/evaluate.py"
+
+
+rule compare:
+    input:
+        patients="results/{cohort}/cohort/patients.tsv",
+        splits="results/{cohort}/cohort/splits.tsv",
+        predictions=all_folds("predictions.tsv"),
+    output:
+        comparison="results/{cohort}/comparison.tsv",
+        ranks="results/{cohort}/ranks.tsv",
+    log:
+        "results/{cohort}/logs/compare.log",
+    benchmark:
+        "results/{cohort}/benchmarks/compare.tsv"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        bootstrap=setting("evaluation", "bootstrap"),
+        seed=setting("seed"),
+        code=code_version("pipeline.evaluation"),
+    script:
+        "../scripts/compare.py"
 
 
 rule summary:

@@ -5,7 +5,8 @@ rule omics_matrix:
     input:
         of_study(lambda s: [t["file"] for t in studies.omics_tables(s)]),
     output:
-        "results/{cohort}/omics/omics.h5",
+        matrix="results/{cohort}/omics/omics.h5",
+        report="results/{cohort}/omics/tables.tsv",
     log:
         "results/{cohort}/logs/omics_matrix.log",
     benchmark:
@@ -18,7 +19,7 @@ rule omics_matrix:
         runtime=30,
     params:
         tables=of_study(studies.omics_tables),
-        code=code_version("pipeline.omics.matrix", "pipeline.tables"),
+        code=code_version("pipeline.omics.matrix", "pipeline.omics.units", "pipeline.omics.symbols", "pipeline.tables"),
     script:
         "../scripts/omics_matrix.py"
 
@@ -27,6 +28,7 @@ rule gene_groups:
     input:
         matrix="results/{cohort}/omics/omics.h5",
         groups=of_study(lambda s: [g["file"] for g in studies.groupings(s).values()]),
+        aliases=of_study(studies.aliases),
     output:
         groups="results/{cohort}/omics/groups.tsv",
         coverage="results/{cohort}/omics/coverage.tsv",
@@ -40,6 +42,6 @@ rule gene_groups:
         runtime=10,
     params:
         groupings=of_study(studies.groupings),
-        code=code_version("pipeline.omics.groups", "pipeline.tables"),
+        code=code_version("pipeline.omics.groups", "pipeline.omics.matrix", "pipeline.omics.symbols", "pipeline.tables"),
     script:
         "../scripts/gene_groups.py"

@@ -10,6 +10,10 @@ rule report_page:
         flow="results/{cohort}/cohort/flow.tsv",
         excluded="results/{cohort}/excluded.tsv",
         splits="results/{cohort}/cohort/splits.tsv",
+        comparison="results/{cohort}/comparison.tsv",
+        ranks="results/{cohort}/ranks.tsv",
+        calibration=lambda w: model_files(w, "calibration.tsv"),
+        omics_tables=lambda w: [f"results/{w.cohort}/omics/tables.tsv"] if matrix(w) else [],
         manifest=manifest,
         quality=quality,
     output:
@@ -32,7 +36,9 @@ rule report_page:
     params:
         title=setting("title"),
         models=of_study(studies.models_to_run),
-        folds=lambda w: len(folds(w.cohort)),
+        folds=of_study(studies.fold_count),
+        kind=of_study(studies.kind),
+        reference=of_study(studies.reference),
         settings=of_study(studies.report_settings),
         code=code_version("pipeline.report", "pipeline.evaluation"),
     script:

@@ -1,4 +1,13 @@
-"""One model, one fold: from the cohort's files to predictions of the held-out patients."""
+"""One model, one fold: from the cohort's files to predictions of the held-out patients; the same on permuted labels."""
+
+TRAINING = code_version(
+    "pipeline.training",
+    "pipeline.nn",
+    "pipeline.models",
+    "pipeline.cohort",
+    "pipeline.omics.scaling",
+    "pipeline.omics.selection",
+)
 
 
 rule train_fold:
@@ -8,6 +17,7 @@ rule train_fold:
         matrix=matrix,
         groups=lambda w: [f"results/{w.cohort}/omics/groups.tsv"] if matrix(w) else [],
         manifest=manifest,
+        bags=bags,
         tables=of_study(lambda s: [t["file"] for t in studies.tables(s).values()]),
     output:
         predictions="results/{cohort}/{model}/fold{fold}/predictions.tsv",
@@ -27,8 +37,21 @@ rule train_fold:
         gpu=0,
     params:
         settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model),
-        code=code_version(
-            "pipeline.training", "pipeline.nn", "pipeline.models", "pipeline.cohort", "pipeline.omics.scaling"
-        ),
+        code=TRAINING,
     script:
         "../scripts/train_fold.py"
+
+
+use rule train_fold as train_shuffled with:
+    output:
+        predictions="results/{cohort}/{model}/shuffled{repetition}/fold{fold}/predictions.tsv",
+        history="results/{cohort}/{model}/shuffled{repetition}/fold{fold}/history.tsv",
+        weights="results/{cohort}/{model}/shuffled{repetition}/fold{fold}/model.safetensors",
+        model="results/{cohort}/{model}/shuffled{repetition}/fold{fold}/model.yaml",
+    log:
+        "results/{cohort}/logs/train_{model}_shuffled{repetition}_{fold}.log",
+    benchmark:
+        "results/{cohort}/benchmarks/train_{model}_shuffled{repetition}_{fold}.tsv"
+    params:
+        settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model, int(w.repetition)),
+        code=TRAINING,

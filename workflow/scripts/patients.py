@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from pipeline.cohort.patients import build_cohort
 from pipeline.logs import logged
 
@@ -10,5 +12,7 @@ with logged(snakemake.log[0]):
         omics=next(iter(snakemake.input.get("matrix") or []), None),
         manifest=next(iter(snakemake.input.get("manifest") or []), None),
         vectors=snakemake.params.tables,
+        bags={Path(file).stem: file for file in snakemake.input.get("bags") or []},
+        include=snakemake.params.include,
         min_share=snakemake.params.min_share,
     )

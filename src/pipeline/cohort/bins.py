@@ -21,7 +21,7 @@ class TimeBins:
 
     @property
     def count(self) -> int:
-        """Number of bins K; smaller than asked for where quantiles coincide, so build the model's head from it."""
+        """Number of bins K (1: a binary label); smaller than asked for where quantiles coincide, so build the model's head from it."""
         return len(self.edges) - 1
 
     @classmethod
@@ -51,6 +51,11 @@ class TimeBins:
                 remedy="Set `bins` to 2 or more, or use an endpoint with more events.",
             )
         return cls((float(time.min()) - MARGIN, *map(float, edges[1:-1]), float(time.max()) + MARGIN))
+
+    @classmethod
+    def window(cls, length: float) -> TimeBins:
+        """The one bin of a binary label: event by `length` months or not."""
+        return cls((0.0, float(length)))
 
     def assign(self, time: np.ndarray) -> np.ndarray:
         """The bin [n] int64 of each time [n] in months; times outside the training range fall into the end bins."""

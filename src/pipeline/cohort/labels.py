@@ -12,23 +12,30 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
-# One of these words is enough …
+# One of these words is enough. A model's released prediction is an outcome too: it was fitted on the labels …
 _OUTCOME = re.compile(
     r"events?|vital|surviv\w*|censor\w*|death|dead|deceased|died|alive|recurrence|relapse|progression"
-    r"|os|dss|pfi|pfs|dfi|dfs|rfs|labels?|outcome|train|splits?"
+    r"|os|dss|css|pfi|pfs|dfi|dfs|rfs|mfs|dmfs|labels?|outcome|train|splits?|risks?|hazards?|predict(ion|ions|ed)"
 )
-# … these are harmless in company (`smoking_status`, `time_to_surgery`) and suspect alone or among themselves (`time_months`).
-_AMBIGUOUS = re.compile(r"times?|status|months?|days?|years?|to|last|follow|up|followup|information|test|val|folds?")
+# … these are harmless in company (`smoking_status`, `time_to_surgery`) and suspect alone or among themselves (`time_months`, `y_3y`) …
+_AMBIGUOUS = re.compile(
+    r"times?|status|months?|days?|years?|to|last|lost|follow|up|followup|contact|information|test|val|sets?|folds?|is|efs|y|\d+[ym]|targets?"
+)
+# … and these say it together: cBioPortal's and GDC's follow-up fields, and who has which data.
+_PHRASE = re.compile(r"\b(disease|progress|metastasis) free\b|\b(neoplasm|tumou?r|cancer) status\b|^has (wsi|slides?|omics?\d*)$")
+_GENES = ("SET", "EFS")  # symbols of genes that would be suspect words
 
 
 def label_like(column: str) -> bool:
-    """Whether a column name says outcome or split.
+    """Whether a column name says outcome, prediction or split.
 
     >>> [label_like(c) for c in ("OS.time", "survival_months", "time", "train", "smoking_status", "TIMELESS", "OS9")]
     [True, True, True, True, False, False, False]
     """
     words = [word for word in re.split(r"[^a-z0-9]+", column.lower()) if word and not word.isdigit()]
-    return any(map(_OUTCOME.fullmatch, words)) or (bool(words) and all(map(_AMBIGUOUS.fullmatch, words)))
+    if column in _GENES or not words:
+        return False
+    return any(map(_OUTCOME.fullmatch, words)) or all(map(_AMBIGUOUS.fullmatch, words)) or bool(_PHRASE.search(" ".join(words)))
 
 
 def refuse_labels(columns: Iterable[str], file: str | Path) -> None:

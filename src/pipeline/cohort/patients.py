@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pipeline import tables
-from pipeline.cohort.followup import EXCLUDED_COLUMNS, Followup, read_followup
+from pipeline.cohort.followup import EXCLUDED_COLUMNS, FLOW_COLUMNS, Followup, read_followup
 from pipeline.cohort.vectors import read_vectors
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 from pipeline.omics.matrix import read_matrix
 
 log = logging.getLogger(__name__)
@@ -25,13 +25,23 @@ SHOWN = 20
 class Cohort:
     """patients, flow, excluded: the three tables, columns as in docs/architecture.md.
 
-    share: patients kept ÷ patients of the follow-up table for whom any data were listed, failed slides included.
+    share: patients kept ÷ patients of the follow-up table for whom any data were listed, failed slides included, and whom
+    neither the endpoint's definition nor `include` leaves out.
     """
 
     patients: pd.DataFrame
     flow: pd.DataFrame
     excluded: pd.DataFrame
     share: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """One modality: patients who have it; those who are listed without (no value, no usable slide), and how that is said of all of them."""
+
+    patients: set[str]
+    without: set[str] = field(default_factory=set)
+    lacking: str = "without any value"
 
 
 def build_cohort(
@@ -43,24 +53,40 @@ def build_cohort(
     omics: str | Path | None = None,
     manifest: str | Path | None = None,
     vectors: Mapping[str, Mapping[str, Any]] | None = None,
+    bags: Mapping[str, str | Path] | None = None,
+    include: Sequence[Mapping[str, Any]] = (),
     min_share: float = 0.5,
 ) -> Cohort:
     """Join follow-up with the modalities at hand and write `patients`, `flow` and `excluded`.
 
     followup: ``file`` and the options of `read_followup`. omics: `omics.h5`. manifest: the slides' manifest, of which rows with
-    status ``ok`` count. vectors: modality → ``file`` and the options of `read_vectors`. Any of the three may be absent; a
-    modality that is given makes a column ``has_<modality>``. Raises `InputError` as the readers do and as `join_cohort` does
-    (then `excluded` is written all the same).
+    status ``ok`` count. vectors: modality → ``file`` and the options of `read_vectors`. bags: modality → its file of bags. Any of
+    the four may be absent; a modality that is given makes a column ``has_<modality>``. include: conditions, all of which must
+    hold (see `restrict`). The flow is also told to the log. Raises `InputError` as the readers do and as `restrict`,
+    `join_cohort` and `check_share` do (the last after `excluded` is written).
     """
-    present = {} if omics is None else {"omics": set(read_matrix(omics).patients)}
-    present |= {name: set(read_vectors(**spec).patients) for name, spec in (vectors or {}).items()}
+    sources = {} if omics is None else {"omics": Source(set(read_matrix(omics).patients))}
+    sources |= {name: _bag_source(path) for name, path in (bags or {}).items()}
+    sources |= {name: _table_source(spec) for name, spec in (vectors or {}).items()}
     slides = None if manifest is None else read_manifest(manifest)
-    cohort = join_cohort(read_followup(**followup), present, slides)
+    cohort = join_cohort(restrict(read_followup(**followup), include), sources, slides)
+    log.info("cohort flow: %s", _told(cohort.flow))
     tables.write_table(cohort.excluded, excluded)
     check_share(cohort, min_share)
     tables.write_table(cohort.patients, patients)
     tables.write_table(cohort.flow, flow)
     return cohort
+
+
+def _table_source(spec: Mapping[str, Any]) -> Source:
+    table = read_vectors(**spec)
+    return Source(set(table.patients), set(table.empty))
+
+
+def _bag_source(path: str | Path) -> Source:
+    from pipeline.cohort.bags import read_bags
+
+    return Source(set(read_bags(path)))
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
@@ -77,22 +103,60 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     return slides.fillna("")
 
 
-def join_cohort(followup: Followup, present: Mapping[str, set[str]], slides: pd.DataFrame | None) -> Cohort:
+def restrict(followup: Followup, include: Sequence[Mapping[str, Any]]) -> Followup:
+    """The patients who meet every condition: ``column`` of ``table`` (a path) holds one of ``values``, letter by letter.
+
+    ``patient_id`` names the table's id column. Who is not in the table does not meet the condition. Those left out are listed
+    and count as left out by definition, a row of the flow a condition. Raises `InputError` for an unusable table, a value that
+    the column does not have, and when nobody is left.
+    """
+    for condition in include:
+        followup = _restricted(followup, **condition)
+    return followup
+
+
+def _restricted(followup: Followup, table: str | Path, column: str, values: Sequence[str], patient_id: str = "patient_id") -> Followup:
+    listed = tables.read_table(table, [column], patient_id=patient_id)
+    cells = dict(zip(listed["patient_id"], listed[column].fillna("an empty cell"), strict=True))
+    wanted = list(map(str, values))
+    for value in wanted:
+        if value not in set(cells.values()):
+            problem, remedy = "no patient has this value of `include`", nearest(value, set(cells.values()))
+            raise InputError(problem, file=table, column=column, found=value, expected="a value of the column", remedy=remedy)
+    left = followup.patients["patient_id"].map(cells).isin(wanted)
+    out = list(followup.patients["patient_id"][~left])
+    if not left.any():
+        raise InputError("nobody of the follow-up table meets the condition", file=table, column=column, expected=" or ".join(wanted))
+    reasons = [f"{column} is {cells[patient]}" if patient in cells else f"not in the table that holds {column}" for patient in out]
+    only = f"{column} = {' or '.join(wanted)}"
+    step = (f"with {only}", int(left.sum()), len(out), f"not {only}" if out else "")
+    return Followup(
+        followup.patients[left].reset_index(drop=True),
+        pd.concat([followup.excluded, _patients(out, reasons, "Change `include` to keep the patient.", "include")], ignore_index=True),
+        pd.concat([followup.flow, pd.DataFrame([step], columns=list(FLOW_COLUMNS))], ignore_index=True),
+        followup.by_definition | set(out),
+    )
+
+
+def join_cohort(followup: Followup, sources: Mapping[str, Source], slides: pd.DataFrame | None) -> Cohort:
     """The cohort: every patient with usable follow-up and at least one modality, sorted by id.
 
-    present: modality → patients who have it. slides: what `read_manifest` gives, or None for a cohort without slides. A patient
-    whose slides all failed stays if he has another modality. Nothing is dropped without a row in `excluded`: failed slides,
-    patients without follow-up, patients without data, and data of people who are not in the follow-up table.
+    sources: by modality. slides: what `read_manifest` gives, or None for a cohort without slides. A patient whose slides all
+    failed stays if he has another modality. Nothing is dropped without a row in `excluded`: failed slides, patients without
+    follow-up, patients without data, and data of people who are not in the follow-up table. The flow has a row a step, then one
+    a modality: of the patients listed there (patients + dropped), those matched with the follow-up table.
     Raises `InputError` when follow-up and data have no patient in common.
     """
-    has = dict(present)
+    sources = dict(sources)
     if slides is None:
         slides = pd.DataFrame(columns=["slide_id", "patient_id", "status"])
     else:
-        has = {"wsi": set(slides.loc[slides["status"] == "ok", "patient_id"]), **present}
-    listed = set(slides["patient_id"]).union(*present.values())
+        usable = set(slides.loc[slides["status"] == "ok", "patient_id"])
+        sources = {"wsi": Source(usable, set(slides["patient_id"]) - usable, "without a usable slide"), **sources}
+    listed = set[str]().union(*(source.patients | source.without for source in sources.values()))
     unusable = set(followup.excluded["id"])
-    everyone = set(followup.patients["patient_id"]) | unusable
+    candidates = followup.patients
+    everyone = set(candidates["patient_id"]) | unusable
     if not listed & everyone:
         raise InputError(
             "the follow-up table and the data have no patient in common",
@@ -100,30 +164,27 @@ def join_cohort(followup: Followup, present: Mapping[str, set[str]], slides: pd.
             expected=f"ids such as {_some(sorted(everyone))}",
             remedy="Use the same patient ids in every table (TCGA: the first 12 characters of the barcode).",
         )
-    candidates = followup.patients
-    kept = candidates[candidates["patient_id"].isin(set().union(*has.values()))].reset_index(drop=True)
-    for modality, owners in has.items():
-        kept[f"has_{modality}"] = kept["patient_id"].isin(owners).astype(int)
+    owners = set[str]().union(*(source.patients for source in sources.values()))
+    kept = candidates[candidates["patient_id"].isin(owners)].reset_index(drop=True)
+    for modality, source in sources.items():
+        kept[f"has_{modality}"] = kept["patient_id"].isin(source.patients).astype(int)
     names = slides[slides["status"] == "ok"].sort_values("slide_id").groupby("patient_id")["slide_id"].agg(";".join)
     kept["slides"] = kept["patient_id"].map(names)
-    dropped = sorted(set(candidates["patient_id"]) - set(kept["patient_id"]))
+    dropped = sorted(set(candidates["patient_id"]) - owners)
+    step = ("with at least one modality", len(kept), len(dropped), f"no usable {' or '.join(sources)}" if dropped else "")
+    flow = [step, *(_matched(name, source, everyone) for name, source in sources.items())]
     foreign = sorted(listed - everyone)
-    flow = [
-        ("in the follow-up table", len(everyone), 0, ""),
-        ("with usable follow-up", len(candidates), len(unusable), "time or event missing"),
-        ("with at least one modality", len(kept), len(dropped), f"no usable {' or '.join(has)}"),
-    ]
     excluded = [
         _failed_slides(slides),
         followup.excluded,
-        _patients(dropped, [_no_modality(slides, patient, has) for patient in dropped], "Mend or add data of the patient."),
+        _patients(dropped, [_no_modality(slides, patient, sources) for patient in dropped], "Mend or add data of the patient."),
         _patients(foreign, ["has data but is not in the follow-up table"] * len(foreign), "Add the patient to the follow-up table."),
     ]
     return Cohort(
         kept,
-        pd.DataFrame([row if row[2] else (*row[:3], "") for row in flow], columns=["step", "patients", "dropped", "reason"]),
+        pd.concat([followup.flow, pd.DataFrame(flow, columns=list(FLOW_COLUMNS))], ignore_index=True),
         pd.concat([part for part in excluded if len(part)] or excluded[:1], ignore_index=True)[list(EXCLUDED_COLUMNS)],
-        len(kept) / len(listed & everyone),
+        len(kept) / max(1, len(listed & everyone - followup.by_definition)),
     )
 
 
@@ -147,14 +208,29 @@ def _failed_slides(slides: pd.DataFrame) -> pd.DataFrame:
     return failed.assign(kind="slide", id=failed["slide_id"]).reindex(columns=EXCLUDED_COLUMNS)
 
 
-def _patients(patients: Sequence[str], reasons: Sequence[str], remedy: str) -> pd.DataFrame:
-    rows = [("patient", patient, "cohort", reason, remedy) for patient, reason in zip(patients, reasons, strict=True)]
+def _patients(patients: Sequence[str], reasons: Sequence[str], remedy: str, stage: str = "cohort") -> pd.DataFrame:
+    rows = [("patient", patient, stage, reason, remedy) for patient, reason in zip(patients, reasons, strict=True)]
     return pd.DataFrame(rows, columns=list(EXCLUDED_COLUMNS))
 
 
-def _no_modality(slides: pd.DataFrame, patient: str, has: Mapping[str, set[str]]) -> str:
+def _matched(name: str, source: Source, everyone: set[str]) -> tuple[str, int, int, str]:
+    """The modality's row of the flow."""
+    foreign = len((source.patients | source.without) - everyone)
+    lacking = len(source.without & everyone)
+    reasons = [f"{foreign} not in the follow-up table"][: foreign > 0] + [f"{lacking} {source.lacking}"][: lacking > 0]
+    return f"{name}: matched with follow-up", len(source.patients & everyone), foreign + lacking, ", ".join(reasons)
+
+
+def _told(flow: pd.DataFrame) -> str:
+    """The flow as lines of text."""
+    width = flow["step"].str.len().max()
+    rows = [("", "patients", "dropped", "reason"), *flow.itertuples(index=False)]
+    return "\n".join(f"{step:<{width}}  {patients:>8}  {dropped:>7}  {reason}".rstrip() for step, patients, dropped, reason in rows)
+
+
+def _no_modality(slides: pd.DataFrame, patient: str, modalities: Iterable[str]) -> str:
     failed = int((slides["patient_id"] == patient).sum())
-    lacking = [f"{failed} of {failed} listed slides failed" if name == "wsi" and failed else f"no {name}" for name in has]
+    lacking = [f"{failed} of {failed} listed slides failed" if name == "wsi" and failed else f"no {name}" for name in modalities]
     return ", ".join(lacking)
 
 

@@ -17,38 +17,90 @@ from pipeline.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
 
+MOST_LEVELS = 20
+
 
 @dataclass(frozen=True)
 class Vectors:
-    """values [P, d] float32 (NaN = missing, filled later by the training fold's `Scaler`); patients sorted; columns d names."""
+    """values [P, d] float32 (NaN = missing, filled later by the training fold's `Scaler`); patients sorted; columns d names.
+
+    empty: patients, sorted, whose row holds no value; they lack the modality.
+    """
 
     values: np.ndarray
     patients: tuple[str, ...]
     columns: tuple[str, ...]
+    empty: tuple[str, ...] = ()
 
 
-def read_vectors(file: str | Path, columns: Sequence[str] | None = None, *, patient_id: str = "patient_id") -> Vectors:
-    """Read the numeric columns named by `columns` (names or patterns such as ``gene_*``, in that order), by default all that
-    hold nothing but numbers. A patient without any value is left out: he lacks the modality.
+def read_vectors(
+    file: str | Path, columns: Sequence[str] | None = None, *, categorical: Sequence[str] = (), patient_id: str = "patient_id"
+) -> Vectors:
+    """Read the columns named by `columns` (names or patterns such as ``gene_*``, in that order), by default all that hold
+    nothing but numbers and those of text with at most 20 different values (our choice; longer ones are named in the log).
+
+    Columns of `categorical` (names or patterns) and of text become one 0/1 column a value, ``<column>=<value>``, values sorted (as
+    numbers where all are). The values are those of the whole table, so that every fold has the same columns; no label is
+    looked at. A missing cell gives zeros in all of them, in a numeric column NaN. A patient without any value is left out: he
+    lacks the modality.
 
     Raises `InputError` for a column that looks like an outcome or a split, listed or not, for a listed column that is absent or
-    holds text, for a repeated or unsafe patient id, and when no column or no value is left.
+    holds text without being categorical, for a categorical one that `columns` does not list, for a repeated or unsafe patient
+    id, and when no column or no value is left.
     """
     table = tables.read_table(file, patient_id=patient_id)
     offered = [name for name in table.columns if name != "patient_id"]
     chosen = offered if columns is None else _match(columns, offered, file)
     refuse_labels(chosen, file)
+    coded = set(_match(categorical, offered, file))
+    stray = sorted(coded - set(chosen))
+    if stray:
+        remedy = "List it under `columns` too, or not under `categorical`."
+        raise InputError("is categorical but is not read", file=file, column=stray[0], expected="a column of `columns`", remedy=remedy)
     if columns is None:
-        text = [name for name in offered if (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).any()]
-        if text:
-            log.info("%s: %d columns hold text and are not read: %s", file, len(text), ", ".join(text))
-        chosen = [name for name in offered if name not in text]
-    values = tables.numeric(table, chosen, file).to_numpy(np.float32)
-    some = ~np.isnan(values).all(axis=1)
+        chosen, coded = _readable(table, chosen, coded, file)
+    some = table[chosen].notna().any(axis=1).to_numpy(dtype=bool)
     if not some.any():
-        raise InputError("holds no numeric value", file=file, found=", ".join(offered[:8]), expected="at least one numeric column")
-    order = [row for row in np.argsort(table["patient_id"].to_numpy(str), kind="stable") if some[row]]
-    return Vectors(values[order], tuple(table["patient_id"].iloc[order]), tuple(chosen))
+        found = ", ".join(offered[:8])
+        raise InputError("holds no value that can be read", file=file, found=found, expected="numbers, or text of few different values")
+    numbers = _numbers(table, [name for name in chosen if name not in coded], file)
+    encoded = pd.concat([_one_hot(table[name]) if name in coded else numbers[name] for name in chosen], axis=1) if coded else numbers
+    order = np.argsort(table["patient_id"].to_numpy(str), kind="stable")
+    ids = table["patient_id"].to_numpy(object)
+    return Vectors(
+        encoded.to_numpy(np.float32)[order[some[order]]],
+        tuple(ids[order[some[order]]]),
+        tuple(encoded.columns),
+        tuple(ids[order[~some[order]]]),
+    )
+
+
+def _readable(table: pd.DataFrame, offered: Sequence[str], coded: set[str], file: str | Path) -> tuple[list[str], set[str]]:
+    """The columns that can be read without having been asked for, and which of them are categories."""
+    text = {name for name in offered if (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).any()}
+    long = [name for name in offered if name in text - coded and table[name].nunique() > MOST_LEVELS]
+    if long:
+        log.info("%s: %d columns hold text of more than %d values and are not read: %s", file, len(long), MOST_LEVELS, ", ".join(long))
+    return [name for name in offered if name not in long], coded | (text - set(long))
+
+
+def _numbers(table: pd.DataFrame, columns: list[str], file: str | Path) -> pd.DataFrame:
+    try:
+        return tables.numeric(table, columns, file)
+    except InputError as error:
+        place = {name: getattr(error, name) for name in ("file", "row", "column", "found", "expected")}
+        remedy = "Correct the cell or leave it empty; a column of codes or words stands under `categorical` too."
+        raise InputError(error.problem, **place, remedy=remedy) from error
+
+
+def _one_hot(cells: pd.Series) -> pd.DataFrame:
+    """One 0/1 column a value; numbers written in two ways (``2`` and ``2.0``) are one value."""
+    numbers = pd.to_numeric(cells, errors="coerce")
+    if numbers[cells.notna()].notna().all():
+        values, names = numbers, {number: f"{number:.15g}" for number in sorted(numbers.dropna().unique())}
+    else:
+        values, names = cells, {text: text for text in sorted(cells.dropna().unique())}
+    return pd.DataFrame({f"{cells.name}={name}": (values == value).astype(float) for value, name in names.items()}, index=cells.index)
 
 
 def _match(patterns: Sequence[str], offered: Sequence[str], file: str | Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline import study as studies
+from pipeline.cohort.followup import read_followup
 from pipeline.doctor import costs
 from pipeline.doctor.findings import FAIL, OK, WARN, Check, Finding, some
 from pipeline.doctor.slides import describe, probe, sample
@@ -69,6 +70,7 @@ class Cohort:
             yield from _told("follow-up", self._followup)
         plain = [("omics", t["file"], "patient_id") for t in studies.omics_tables(study)]
         plain += [(name, t["file"], t["patient_id"]) for name, t in studies.tables(study).items()]
+        plain += [("include", condition["table"], condition["column"]) for condition in studies.included(study)]
         for kind, file, column in plain:
             yield from _told(kind, lambda file=file, column=column: _header(file, column))
         if study["omics"]["groups"]:
@@ -79,8 +81,9 @@ class Cohort:
 
     def _followup(self) -> str:
         wanted = studies.endpoint(self.study)
-        table = read_table(wanted["file"], [wanted["time"], wanted["event"]], patient_id=wanted["patient_id"])
-        return f"{wanted['file']}: {len(table)} patients"
+        found = read_followup(**wanted)
+        left_out = f", {len(found.excluded)} left out" if len(found.excluded) else ""
+        return f"{wanted['file']}: {len(found.patients)} patients{left_out}"
 
     def models(self) -> Iterator[Finding]:
         study = self.study
@@ -88,7 +91,7 @@ class Cohort:
             yield Finding(OK, "models", "none: the cohort has no follow-up, so features are all there will be")
             return
         absent = studies.not_run(study)
-        running = [model for model in study["models"] if model not in absent]
+        running = [model for model in studies.all_models(study) if model not in absent]
         for model, reason in absent.items():
             yield Finding(WARN, "models", f"{model} {reason}")
         yield Finding(OK if running else FAIL, "models", f"{', '.join(running) or 'none'} will run")

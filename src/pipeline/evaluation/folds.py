@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
+from pipeline.cohort.splits import read_splits, splits_digest
 from pipeline.errors import InputError
 from pipeline.tables import FIRST_ROW, numeric, read_table
 
@@ -60,48 +62,84 @@ def read_follow_up(patients: str | Path) -> pd.DataFrame:
     return table.set_index("patient_id").sort_index()
 
 
+@dataclass(frozen=True)
+class Cohort:
+    """Who is in which set of which fold, with his follow-up; `splits` is the SHA-256 of the split."""
+
+    follow_up: pd.DataFrame
+    train: Mapping[int, FollowUp]
+    test: Mapping[int, FollowUp]
+    splits: str
+    source: Path
+
+
+def read_cohort(patients: str | Path, splits: str | Path) -> Cohort:
+    """`patients.tsv` and `splits.tsv` together; raises `InputError` for a broken table or a patient of a fold without follow-up.
+
+    A process that evaluates many models reads the two files once, as long as they are the same files.
+    """
+    return _read_cohort(str(patients), str(splits), _identity(patients), _identity(splits))
+
+
+def _identity(path: str | Path) -> tuple[int, int, int] | None:
+    if not Path(path).is_file():
+        return None
+    known = Path(path).stat()
+    return known.st_ino, known.st_size, known.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _read_cohort(patients: str, splits: str, *_: tuple[int, int, int] | None) -> Cohort:
+    follow_up, sets = read_follow_up(patients), read_splits(splits)
+    strangers = ~sets.patient_id.isin(follow_up.index)
+    if strangers.any():
+        found = min(sets.patient_id[strangers])
+        raise InputError(
+            "patient of a fold has no follow-up", file=splits, column="patient_id", found=found, expected="a row in patients.tsv"
+        )
+    members = {name: group.patient_id.sort_values().to_numpy(str) for name, group in sets.groupby(["set", "fold"])}
+    train, test = ({fold: _follow_up(follow_up, ids) for (of, fold), ids in members.items() if of == name} for name in ("train", "test"))
+    return Cohort(follow_up, train, test, splits_digest(sets), Path(splits))
+
+
 def read_folds(folders: list[Path], patients: str | Path, splits: str | Path) -> list[Fold]:
     """The folds of one model, by number; raises `InputError` when a file is absent, contradicts the cohort or a fold repeats."""
-    follow_up = read_follow_up(patients)
-    sets = read_table(splits, ["fold", "set"], patient_id="patient_id", unique=False)
-    sets["fold"] = numeric(sets, "fold", splits, allow_missing=False).astype(int)
-    folds = [_read_fold(Path(folder), follow_up, sets, splits) for folder in folders]
+    return folds_of(folders, read_cohort(patients, splits))
+
+
+def folds_of(folders: Sequence[Path], cohort: Cohort) -> list[Fold]:
+    """The same for a cohort that has been read."""
+    folds = [_read_fold(Path(folder), cohort) for folder in folders]
     if len({fold.number for fold in folds}) < len(folds):
         raise InputError("a fold is named twice", found=", ".join(sorted(map(str, folders))), expected="one folder a fold")
     return sorted(folds, key=lambda fold: fold.number)
 
 
-def _read_fold(folder: Path, follow_up: pd.DataFrame, sets: pd.DataFrame, splits: str | Path) -> Fold:
+def _read_fold(folder: Path, cohort: Cohort) -> Fold:
     number = _number(folder)
-    members = {name: np.array(sorted(sets.patient_id[(sets.fold == number) & (sets.set == name)])) for name in ("train", "test")}
-    if not len(members["test"]):
-        raise InputError(f"fold {number} has no test patients", file=splits, expected=f"rows with fold {number} and set 'test'")
-    for ids in members.values():
-        strangers = sorted(set(ids) - set(follow_up.index))
-        if strangers:
-            raise InputError(
-                "patient of a fold has no follow-up", file=splits, column="patient_id", found=strangers[0], expected="a row in patients.tsv"
-            )
+    if number not in cohort.test:
+        raise InputError(f"fold {number} has no test patients", file=cohort.source, expected=f"rows with fold {number} and set 'test'")
+    members = cohort.test[number]
     settings = _read_settings(folder / "model.yaml")
     failure = settings.get("failure") or None
-    table = _no_predictions() if failure else _read_predictions(folder / "predictions.tsv", follow_up, set(members["test"]))
+    table = _no_predictions() if failure else _read_predictions(folder / "predictions.tsv", members)
     wrong = int((~np.isfinite(table.drop(columns="patient_id").to_numpy(float))).any(1).sum())
     if wrong:
         failure, table = f"the predictions of {wrong} of {len(table)} patients are not finite numbers", _no_predictions()
     reasons = settings.get("unpredicted") or {}
     default = f"fold {number} failed" if failure else NO_REASON
-    unpredicted = {str(p): str(reasons.get(p, default)) for p in members["test"] if p not in set(table.patient_id)}
+    lost = np.setdiff1d(members.patient_id, table.patient_id.to_numpy(str), assume_unique=True)
     columns = [c for c in table if c.startswith("surv_")]
     return Fold(
         number=number,
         folder=folder,
         failure=str(failure) if failure else None,
-        test=_follow_up(follow_up, table.patient_id.to_numpy(str)),
+        test=_follow_up(cohort.follow_up, table.patient_id.to_numpy(str)),
         risk=table.risk.to_numpy(float),
         survival=table[columns].to_numpy(float),
         edges=np.array([float(c.removeprefix("surv_")) for c in columns]),
-        train=_follow_up(follow_up, members["train"]),
-        unpredicted=unpredicted,
+        train=cohort.train.get(number, _follow_up(cohort.follow_up, np.zeros(0, str))),
+        unpredicted={str(p): str(reasons.get(str(p), default)) for p in lost},
         history=_read_history(folder / "history.tsv"),
         modalities=tuple(settings.get("modalities") or ()),
         selection=str(settings.get("selection") or "last"),
@@ -138,30 +176,31 @@ def _no_predictions() -> pd.DataFrame:
     return pd.DataFrame({"patient_id": [], "time": [], "event": [], "risk": []})
 
 
-def _read_predictions(path: Path, follow_up: pd.DataFrame, test: set[str]) -> pd.DataFrame:
+def _read_predictions(path: Path, members: FollowUp) -> pd.DataFrame:
     """Predictions sorted by patient_id; empty or infinite figures become NaN (the caller fails the fold), others raise `InputError`."""
     table = read_table(path, ["time", "event", "risk"], patient_id="patient_id")
     names = ["time", "event", "risk", *(c for c in table if c.startswith("surv_") and np.isfinite(_edge(c, path)))]
     cells = table[names].mask(table[names].isin(["inf", "-inf", "Inf", "-Inf"]))
     table = pd.concat([table[["patient_id"]], numeric(cells, names, path)], axis=1)
-    for row, record in enumerate(table.itertuples(index=False), start=FIRST_ROW):
-        if record.patient_id not in test:
+    at = pd.Index(members.patient_id).get_indexer(table.patient_id)
+    if (at < 0).any():
+        row = int((at < 0).argmax())
+        found = table.patient_id[row]
+        problem = "patient is not in the test set of this fold"
+        raise InputError(problem, file=path, row=row + FIRST_ROW, column="patient_id", found=found)
+    for column, known in (("time", members.time[at]), ("event", members.event[at].astype(float))):
+        changed = ~np.isclose(table[column], known, rtol=1e-6, atol=1e-6)
+        if changed.any():
+            row = int(changed.argmax())
             raise InputError(
-                "patient is not in the test set of this fold", file=path, row=row, column="patient_id", found=record.patient_id
+                "follow-up changed since training",
+                file=path,
+                row=row + FIRST_ROW,
+                column=column,
+                found=table[column][row],
+                expected=f"{known[row]:g} as in patients.tsv",
+                remedy="Train the fold again.",
             )
-        for column in ("time", "event"):
-            known = float(follow_up.at[record.patient_id, column])
-            if not np.isclose(getattr(record, column), known, rtol=1e-6, atol=1e-6):
-                found, expected = getattr(record, column), f"{known:g} as in patients.tsv"
-                raise InputError(
-                    "follow-up changed since training",
-                    file=path,
-                    row=row,
-                    column=column,
-                    found=found,
-                    expected=expected,
-                    remedy="Train the fold again.",
-                )
     return table.sort_values("patient_id", ignore_index=True)
 
 

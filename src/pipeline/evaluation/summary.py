@@ -10,11 +10,12 @@ import pandas as pd
 from pipeline.tables import numeric, read_table, write_table
 
 OPTIMISTIC = "epoch chosen on the test fold (best_val)"  # how a note begins
-TEXT = ("model", "modalities", "endpoint", "failed_folds", "note")
+TEXT = ("model", "modalities", "endpoint", "splits", "failed_folds", "note")
 COLUMNS = (
     "model",
     "modalities",
     "endpoint",
+    "splits",
     "patients",
     "events",
     "folds",
@@ -29,9 +30,18 @@ COLUMNS = (
     "c_index_uno",
     "ibs",
     "auc",
+    "brier",
+    "accuracy",
+    "majority",
+    "d_calibration_p",
     "logrank_p",
+    "hazard_ratio",
+    "hazard_ratio_ci_low",
+    "hazard_ratio_ci_high",
     "c_index_best_epoch",
     "optimism",
+    "c_index_shuffled",
+    "noise_floor",
     "unpredicted",
     "params",
     "train_seconds",

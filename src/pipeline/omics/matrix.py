@@ -11,15 +11,19 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 
 from pipeline import tables
 from pipeline.cohort.labels import refuse_labels
 from pipeline.errors import InputError, nearest
 from pipeline.files import atomic
+from pipeline.omics.symbols import refuse_dates
+from pipeline.omics.units import check_unit, settle, transformed
 
 log = logging.getLogger(__name__)
 
 KINDS = ("rnaseq", "cnv", "mut")
+REPORT = ("file", "kind", "unit", "source", "transform", "patients", "features", "missing")
 SUFFIXES = tuple(f"_{kind}" for kind in KINDS)
 # Numeric columns that public gene tables carry beside the genes; none of them is a HGNC symbol.
 _NOT_GENES = re.compile(r"index|age|site|sex|gender|is_female|(case|slide|sample)_id|n_slides|cancer_type|oncotree_code|unnamed:.*|\s*")
@@ -34,19 +38,58 @@ class OmicsMatrix:
     features: tuple[str, ...]
 
 
-def build_matrix(specs: Sequence[Mapping[str, Any]], output: str | Path) -> OmicsMatrix:
-    """Join omics tables by patient id (outer join) and write `output`.
+def build_matrix(specs: Sequence[Mapping[str, Any]], output: str | Path, report: str | Path | None = None) -> OmicsMatrix:
+    """Join omics tables by patient id (outer join) and write `output` and, where it is named, `report` (`omics/tables.tsv`).
 
     Each of `specs` has ``file`` and optionally ``patient_id`` (the id column), ``duplicates`` (``stop``, default, or ``first``:
-    keep a patient's first row and report the others), and either ``kind`` (``rnaseq``, ``cnv`` or ``mut``: every other column
-    is a gene, the suffix is appended) or ``suffixes`` (default ``_rnaseq _cnv _mut``: only columns that end so are read).
-    Columns are chosen by name and patients joined by id, never by position (the public loaders' leak). A patient that a table
-    lacks has NaN there; a patient without any value is left out. Raises `InputError` for every fault of `read_omics_table`,
-    for a feature that two tables give, and when no value is left.
+    keep a patient's first row and report the others), ``unit`` (a key of `pipeline.omics.units.UNITS`, or ``auto``, default), and
+    either ``kind`` (``rnaseq``, ``cnv`` or ``mut``: every other column is a gene, the suffix is appended) or ``suffixes`` (default
+    ``_rnaseq _cnv _mut``: only columns that end so are read).
+    Columns are chosen by name and patients joined by id, never by position (the public loaders' leak). Counts become log2(CPM + 1),
+    TPM log2(x + 1). A patient that a table lacks has NaN there; a patient without any value is left out. Raises `InputError` for
+    every fault of `read_omics_table`, for numbers that contradict the stated unit, for a feature that two tables give, and when no
+    value is left.
     """
     if not specs:
         raise InputError("no omics table is named", expected="at least one `file`", remedy="Name the tables in the cohort's configuration.")
-    blocks = [(Path(spec["file"]), read_omics_table(**spec)) for spec in specs]
+    blocks, rows = [], []
+    for spec in specs:
+        reading = {key: value for key, value in spec.items() if key != "unit"}
+        block, facts = _on_one_scale(read_omics_table(**reading), Path(spec["file"]), spec.get("unit") or "auto")
+        blocks.append((Path(spec["file"]), block))
+        rows += facts
+    matrix = _joined(blocks)
+    some = ~np.isnan(matrix.values).all(axis=1)
+    if not some.any():
+        raise InputError("holds no value", file=", ".join(str(file) for file, _ in blocks), expected="at least one patient with one value")
+    if not some.all():
+        log.warning(
+            "%d patients have no omics value at all and are left out: %s", (~some).sum(), _some_names(np.array(matrix.patients)[~some])
+        )
+        kept = tuple(patient for patient, keep in zip(matrix.patients, some, strict=True) if keep)
+        matrix = OmicsMatrix(matrix.values[some], kept, matrix.features)
+    _write(matrix, output)
+    if report is not None:
+        tables.write_table(pd.DataFrame(rows, columns=REPORT), report)
+    return matrix
+
+
+def _on_one_scale(block: OmicsMatrix, file: Path, unit: str) -> tuple[OmicsMatrix, list[tuple[Any, ...]]]:
+    """The block with counts and TPM as logarithms, and a row of `tables.tsv` a kind of feature."""
+    kind_of = np.array([feature.rpartition("_")[2] for feature in block.features])
+    kinds = [kind for kind in KINDS if kind in kind_of]
+    check_unit(unit, kinds, file)
+    values, rows = block.values.copy(), []
+    for kind in kinds:
+        columns = kind_of == kind
+        part = values[:, columns]
+        settled = settle(part, kind, unit, file)
+        values[:, columns] = transformed(part, settled.transform, block.patients, file)
+        rows.append((file.name, kind, settled.unit, settled.source, settled.transform, *part.shape, int(np.isnan(part).sum())))
+    return OmicsMatrix(values, block.patients, block.features), rows
+
+
+def _joined(blocks: Sequence[tuple[Path, OmicsMatrix]]) -> OmicsMatrix:
     owner: dict[str, Path] = {}
     for file, block in blocks:
         for feature in block.features:
@@ -62,14 +105,7 @@ def build_matrix(specs: Sequence[Mapping[str, Any]], output: str | Path) -> Omic
         stop = start + len(block.features)
         values[[row_of[patient] for patient in block.patients], start:stop] = block.values
         start = stop
-    some = ~np.isnan(values).all(axis=1)
-    if not some.any():
-        raise InputError("holds no value", file=", ".join(str(file) for file, _ in blocks), expected="at least one patient with one value")
-    matrix = OmicsMatrix(values[some], tuple(p for p, keep in zip(patients, some, strict=True) if keep), tuple(owner))
-    if not some.all():
-        log.warning("%d patients have no omics value at all and are left out: %s", (~some).sum(), _some_names(np.array(patients)[~some]))
-    _write(matrix, output)
-    return matrix
+    return OmicsMatrix(values, tuple(patients), tuple(owner))
 
 
 def read_omics_table(
@@ -79,10 +115,11 @@ def read_omics_table(
     patient_id: str = "patient_id",
     duplicates: str = "stop",
 ) -> OmicsMatrix:
-    """One table (see `build_matrix`), in its own row order.
+    """One table (see `build_matrix`), as its file has it, sorted by patient.
 
     Raises `InputError` for a repeated patient or column, a cell that is not a number (with row and column), a column that
-    looks like an outcome or like clinical data, an unknown `kind` or `duplicates`, and when no column can be used.
+    looks like an outcome or like clinical data, genes that a spreadsheet made dates, an unknown `kind` or `duplicates`, and when
+    no column can be used.
     """
     if kind is not None and kind not in KINDS:
         raise InputError("unknown kind of omics table", file=file, found=kind, expected=" or ".join(KINDS), remedy=nearest(kind, KINDS))
@@ -95,6 +132,7 @@ def read_omics_table(
             expected = "gene columns" if kind else f"columns that end in {' or '.join(suffixes)}"
             remedy = "" if kind else "For a table of plain gene names set `kind: rnaseq`, `cnv` or `mut`."
             raise InputError("holds no feature", file=file, found=", ".join(columns[:5]), expected=expected, remedy=remedy)
+        refuse_dates(chosen if kind else [name.rpartition("_")[0] for name in chosen], file)
         if len(chosen) < len(columns):
             left = [c for c in columns if c not in set(chosen)]
             log.info("%s: %d columns without an omics suffix are not read: %s", file, len(left), _some_names(left))
@@ -105,7 +143,7 @@ def read_omics_table(
     if len(first) < len(patients):
         repeated = [patient for row, patient in enumerate(patients) if first[patient] != row]
         log.warning("%s: %d repeated rows are dropped, the first kept: %s", file, len(repeated), _some_names(repeated))
-    rows = sorted(first.values())
+    rows = [first[patient] for patient in sorted(first)]
     features = tuple(f"{name}_{kind}" for name in names) if kind else tuple(names)
     return OmicsMatrix(values[rows], tuple(patients[row] for row in rows), features)
 

@@ -11,15 +11,16 @@ import numpy as np
 
 from pipeline.errors import InputError, nearest
 
-METHODS = ("zscore", "minmax_global", "none")
+METHODS = ("zscore", "minmax", "minmax_global", "none")
+IMPUTATIONS = ("mean", "median", "most_frequent")
 
 
 @dataclass(frozen=True)
 class Scaler:
     """(x − center) / spread, then clipped, then missing values filled.
 
-    center, spread [F], or [1] when one pair serves all features; fill [F] = the scaled mean of the training feature (0 for a
-    feature that no training patient has). All float32, so that a scaler read back gives the same bits.
+    center, spread [F], or [1] when one pair serves all features; fill [F] = what `impute` says of the training feature, scaled (0
+    for a feature that no training patient has). All float32, so that a scaler read back gives the same bits.
     """
 
     method: str
@@ -27,38 +28,33 @@ class Scaler:
     spread: np.ndarray
     fill: np.ndarray
     clip: float | None = None
+    impute: str = "mean"
 
     @classmethod
-    def fit(cls, training: np.ndarray, method: str = "zscore", clip: float | None = None) -> Scaler:
+    def fit(cls, training: np.ndarray, method: str = "zscore", clip: float | None = None, impute: str = "mean") -> Scaler:
         """Fit on the training rows [n, F]; NaN = missing, ignored.
 
         ``zscore``: mean and population sd of each feature, a constant feature divides by 1 (MCAT's StandardScaler).
-        ``minmax_global``: ONE minimum and maximum of the whole training matrix go to −1 and 1 (SurvPath); values of other
-        patients may fall outside. ``none``: values as they are. `clip` bounds the scaled values to ±clip.
-        Raises `InputError` for an unknown method, a clip that is not positive, and an empty training matrix.
+        ``minmax``: minimum and maximum of each feature go to 0 and 1, a constant feature to 0 (HAF). ``minmax_global``: ONE
+        minimum and maximum of the whole training matrix go to −1 and 1 (SurvPath). Values of other patients may fall outside.
+        ``none``: values as they are. `clip` bounds the scaled values to ±clip. `impute`: a missing value becomes the ``mean``,
+        ``median`` or ``most_frequent`` value of the feature (of several the smallest), scaled like any other.
+        Raises `InputError` for an unknown method or imputation, a clip that is not positive, and an empty training matrix.
         """
-        if method not in METHODS:
-            raise InputError("unknown scaling", found=method, expected=" or ".join(METHODS), remedy=nearest(method, METHODS))
+        for word, value, known in (("scaling", method, METHODS), ("imputation", impute, IMPUTATIONS)):
+            if value not in known:
+                raise InputError(f"unknown {word}", found=value, expected=" or ".join(known), remedy=nearest(value, known))
         if clip is not None and not clip > 0:
             raise InputError("clip is not positive", found=clip, expected="a number above 0, or nothing")
         values = np.asarray(training, dtype=np.float64)
         known = ~np.isnan(values)
         if not known.any():
             raise InputError("the training fold has no value to fit the scaling on", expected="at least one training patient with a value")
-        count = known.sum(axis=0)
-        mean = np.where(known, values, 0.0).sum(axis=0) / np.maximum(count, 1)
-        if method == "zscore":
-            spread = np.sqrt((np.where(known, values - mean, 0.0) ** 2).sum(axis=0) / np.maximum(count, 1))
-            center = mean
-        elif method == "minmax_global":
-            low, high = np.nanmin(values), np.nanmax(values)
-            center, spread = np.array([(low + high) / 2]), np.array([(high - low) / 2])
-        else:
-            center, spread = np.zeros(1), np.ones(1)
+        center, spread = _range(values, known, method)
         spread = np.where(_is_constant(center, spread), 1.0, spread)
-        fill = np.where(count > 0, (mean - center) / spread, 0.0)
+        fill = np.where(known.any(axis=0), (_typical(values, known, impute) - center) / spread, 0.0)
         bounded = fill if clip is None else np.clip(fill, -clip, clip)
-        return cls(method, *(x.astype(np.float32) for x in (center, spread, bounded)), clip=clip)
+        return cls(method, *(x.astype(np.float32) for x in (center, spread, bounded)), clip=clip, impute=impute)
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Scale rows [P, F] → [P, F] float32 without NaN. Raises `InputError` when F is not the fitted number of features."""
@@ -72,13 +68,46 @@ class Scaler:
     def to_dict(self) -> dict[str, Any]:
         """What YAML can hold; the arrays as base64 of little-endian float32 (twenty thousand YAML numbers would take seconds)."""
         arrays = {name: base64.b64encode(getattr(self, name).astype("<f4").tobytes()).decode() for name in ("center", "spread", "fill")}
-        return {"method": self.method, "clip": self.clip, **arrays}
+        return {"method": self.method, "clip": self.clip, "impute": self.impute, **arrays}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Scaler:
-        """The scaler that `to_dict` described, bit for bit."""
+        """The scaler that `to_dict` described, bit for bit; without `impute` (written before there was a choice) it is the mean."""
         arrays = [np.frombuffer(base64.b64decode(saved[name]), dtype="<f4").astype(np.float32) for name in ("center", "spread", "fill")]
-        return cls(saved["method"], *arrays, clip=saved["clip"])
+        return cls(saved["method"], *arrays, clip=saved["clip"], impute=saved.get("impute", "mean"))
+
+
+def _range(values: np.ndarray, known: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """center and spread, float64 [F] or [1], of rows [n, F]; 0 and 0 for a feature without a value."""
+    if method == "zscore":
+        mean = _mean(values, known)
+        square = np.where(known, values - mean, 0.0) ** 2
+        return mean, np.sqrt(square.sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+    if method == "minmax":
+        some = known.any(axis=0)
+        low = np.where(some, np.where(known, values, np.inf).min(axis=0), 0.0)
+        return low, np.where(some, np.where(known, values, -np.inf).max(axis=0), 0.0) - low
+    if method == "minmax_global":
+        low, high = np.nanmin(values), np.nanmax(values)
+        return np.array([(low + high) / 2]), np.array([(high - low) / 2])
+    return np.zeros(1), np.ones(1)
+
+
+def _typical(values: np.ndarray, known: np.ndarray, impute: str) -> np.ndarray:
+    """What stands for a missing value, float64 [F]; 0 for a feature without a value."""
+    if impute == "mean":
+        return _mean(values, known)
+    choose = np.median if impute == "median" else _most_frequent
+    return np.array([choose(column[some]) if some.any() else 0.0 for column, some in zip(values.T, known.T, strict=True)])
+
+
+def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    return np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+
+
+def _most_frequent(values: np.ndarray) -> float:
+    different, counts = np.unique(values, return_counts=True)
+    return float(different[counts.argmax()])
 
 
 def _is_constant(center: np.ndarray, spread: np.ndarray) -> np.ndarray:

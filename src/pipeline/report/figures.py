@@ -1,9 +1,7 @@
-"""The figures of the report as SVG files: Kaplan–Meier, forest plot, training curves. Same data, same bytes."""
+"""The figures of a study's models as SVG files: forest plot, Kaplan–Meier, training curves. Same data, same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,58 +10,21 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.folds import Fold
-from pipeline.evaluation.metrics import Figure, median_split
+from pipeline.evaluation.metrics import median_split
 from pipeline.evaluation.summary import is_optimistic
-from pipeline.files import atomic
+from pipeline.report.drawing import AMBER, BLUE, DASHES, FOLD_COLOURS, GREY, INK, PALE, VERMILLION, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
-# Okabe and Ito's palette: told apart with every common colour vision and in print
-BLUE, VERMILLION, INK, GREY, PALE = "#0072B2", "#D55E00", "#1b1f24", "#6a737d", "#d8dee4"
-FOLD_COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
-STYLE = {
-    "font.size": 9.5,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Arial"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "slide2surv",
-    "path.simplify": True,
-}
 MAX_FOLD_LABELS = 10
+DENSE = 14  # more models than this share the height of a page
 
 
-@contextmanager
-def _drawing(path: Path, width: float, height: float) -> Iterator[Canvas]:
-    """A figure of `width` × `height` inches in the report's style, saved to `path` without date or creator."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Canvas
-
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
-        canvas = Canvas(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(canvas)
-        yield canvas
-        with atomic(path) as temporary:
-            canvas.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-
-
-def draw_kaplan_meier(folds: list[Fold], p: Figure, path: Path) -> None:
-    """Survival of the risk halves of `median_split` with 95 % bands, numbers at risk below, log-rank `p` in the corner."""
+def draw_kaplan_meier(folds: list[Fold], caption: str, path: Path) -> None:
+    """Survival of the risk halves of `median_split` with 95 % bands, numbers at risk below, `caption` in the corner."""
     time, event, high = median_split(folds)
-    with _drawing(path, 5.4, 4.3) as canvas:
+    with drawing(path, 5.4, 4.3) as canvas:
         axes, table = canvas.subplots(2, 1, height_ratios=[5, 1], sharex=True)
         groups = [("High risk", high, VERMILLION), ("Low risk", ~high, BLUE)]
         for label, members, colour in groups:
@@ -71,7 +32,7 @@ def draw_kaplan_meier(folds: list[Fold], p: Figure, path: Path) -> None:
         axes.set(ylim=(0, 1.02), ylabel="Survival probability")
         axes.set_xlim(0, max(float(time.max(initial=1.0)), 1e-9) * 1.02)
         axes.legend(loc="upper right")
-        axes.text(0.02, 0.04, _p_text(p), transform=axes.transAxes, va="bottom")
+        axes.text(0.02, 0.04, caption, transform=axes.transAxes, va="bottom", linespacing=1.5)
         ticks = [t for t in axes.get_xticks() if 0 <= t <= axes.get_xlim()[1]]
         table.set(ylim=(-0.6, 1.6), xlabel="Months", xticks=ticks)
         table.set_yticks([1, 0], ["High", "Low"])
@@ -104,28 +65,31 @@ def _survival_curve(axes: Axes, time: np.ndarray, event: np.ndarray, label: str,
         axes.plot(np.repeat(censored, 3), level.ravel(), color=colour, linewidth=0.8)
 
 
-def _p_text(p: Figure) -> str:
-    if not np.isfinite(p.value):
-        return f"log-rank: {p.note}"
-    return "log-rank p < 0.001" if p.value < 0.001 else f"log-rank p = {p.value:.2g}"
+def draw_forest(summary: pd.DataFrame, path: Path, *, measure: str = "C-index", reference: str | None = None) -> None:
+    """Every evaluated model in the order of `summary`: honest figure with interval, the habit's (hollow), and the habit's on noise (bar).
 
-
-def draw_forest(summary: pd.DataFrame, path: Path) -> None:
-    """C-index of every evaluated model, in the order of `summary`: mean over folds with its interval, best test epoch hollow."""
+    measure: what `c_index` is called here. reference: the model at whose figure a line is drawn, where it was evaluated.
+    """
     table = summary[np.isfinite(summary.c_index)].reset_index(drop=True)
-    with _drawing(path, 11, 1.15 + 0.42 * max(len(table), 1)) as canvas:
+    step = 0.42 if len(table) <= DENSE else 0.3
+    with drawing(path, 11, 1.45 + step * max(len(table), 1)) as canvas:
         axes = canvas.subplots()
         rows = np.arange(len(table))
-        axes.axvline(0.5, color=GREY, linestyle=(0, (4, 3)), linewidth=1)
+        axes.axvline(0.5, color=GREY, linestyle=DASHES, linewidth=1)
+        for figure in table.c_index[table.model == reference]:
+            axes.axvline(figure, color=BLUE, alpha=0.35, linewidth=1.4, label=f"the reference, {reference}", zorder=0.5)
         colours = [GREY if is_optimistic(row._asdict()) else BLUE for row in table.itertuples()]
         axes.hlines(rows, table.c_index_ci_low, table.c_index_ci_high, colors=colours, linewidth=2)
         axes.hlines(rows, table.c_index, table.c_index_best_epoch, color=VERMILLION, linewidth=1, linestyle=(0, (1, 1.5)), zorder=1)
-        axes.plot([], [], "-s", color=BLUE, markersize=7, linewidth=2, label="mean over folds, 95 % interval")
+        axes.plot([], [], "-s", color=BLUE, markersize=7, linewidth=2, label="honest: mean over folds, 95 % interval")
         axes.scatter(table.c_index, rows, marker="s", s=49, c=colours, zorder=2.5)
         hollow = {"markerfacecolor": "white", "markeredgecolor": VERMILLION, "markeredgewidth": 1.5}
-        axes.plot(table.c_index_best_epoch, rows, "D", markersize=6.5, label="best epoch chosen on the test fold", **hollow)
-        axes.set_yticks(rows, [_forest_label(row) for row in table.itertuples()])
-        axes.set(ylim=(len(table) - 0.4, -0.6), xlabel="C-index (dashed: 0.5, chance)")
+        axes.plot(table.c_index_best_epoch, rows, "D", markersize=6.5, label="habit: best epoch chosen on the test fold", **hollow)
+        if table.noise_floor.notna().any():
+            label = "noise floor: that habit on permuted training labels"
+            axes.plot(table.noise_floor, rows, "|", color=AMBER, markersize=15, markeredgewidth=3, label=label, zorder=2.2)
+        axes.set_yticks(rows, [_forest_label(row, reference) for row in table.itertuples()])
+        axes.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"{measure} (dashed: 0.5, chance)")
         axes.grid(axis="x", color=PALE, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
@@ -136,15 +100,18 @@ def draw_forest(summary: pd.DataFrame, path: Path) -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.3)
 
 
-def _forest_label(row: object) -> str:
-    optimistic = " · optimistic" if is_optimistic(row._asdict()) else ""
-    failed = f" · only {row.folds:.0f} folds" if row.failed_folds else ""
-    return f"{row.model} · {row.modalities}{optimistic}{failed}"
+def _forest_label(row: object, reference: str | None) -> str:
+    marks = {
+        "reference": row.model == reference,
+        "optimistic": is_optimistic(row._asdict()),
+        f"only {row.folds:.0f} folds": bool(row.failed_folds),
+    }
+    return " · ".join([row.model, row.modalities, *(mark for mark, holds in marks.items() if holds)])
 
 
-def draw_training(folds: list[Fold], path: Path) -> None:
-    """Training loss and test C-index by epoch, a line a fold; filled: the epoch that was used, hollow: the best on the test fold."""
-    with _drawing(path, 5.4, 4.3) as canvas:
+def draw_training(folds: list[Fold], path: Path, *, measure: str = "C-index") -> None:
+    """Training loss and test figure by epoch, a line a fold; filled: the epoch that was used, hollow: the best on the test fold."""
+    with drawing(path, 5.4, 4.3) as canvas:
         loss, c_index = canvas.subplots(2, 1, sharex=True)
         for fold, colour in zip(folds, cycle(FOLD_COLOURS), strict=False):
             history, label = fold.history, f"fold {fold.number}" + (" (failed)" if fold.failure else "")
@@ -154,9 +121,9 @@ def draw_training(folds: list[Fold], path: Path) -> None:
             _mark(loss, history, chosen_row(fold), "train_loss", colour, filled=True)
             _mark(c_index, history, chosen_row(fold), "test_c_index", colour, filled=True)
             _mark(c_index, history, _argmax(history.test_c_index), "test_c_index", colour, filled=False)
-        c_index.axhline(0.5, color=GREY, linestyle=(0, (4, 3)), linewidth=1)
+        c_index.axhline(0.5, color=GREY, linestyle=DASHES, linewidth=1)
         loss.set(ylabel="Training loss")
-        c_index.set(ylabel="Test C-index", xlabel="Epoch   (● used   ◇ best on the test fold)")
+        c_index.set(ylabel=f"Test {measure}", xlabel="Epoch   (● used   ◇ best on the test fold)")
         c_index.xaxis.get_major_locator().set_params(integer=True)
         if len(folds) <= MAX_FOLD_LABELS:
             canvas.legend(loc="outside upper center", ncols=min(len(folds), 5), handlelength=1.2, columnspacing=1.2)

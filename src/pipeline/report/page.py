@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import base64
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.folds import Fold, read_folds, read_follow_up
-from pipeline.evaluation.metrics import logrank
+from pipeline.evaluation.folds import Fold, folds_of, read_cohort
 from pipeline.evaluation.summary import is_optimistic, read_summary
 from pipeline.files import write_text
 from pipeline.identifiers import check_id
+from pipeline.report.calibration import draw_calibration, read_calibration
+from pipeline.report.cohort import excluded_groups, flow_steps, key_numbers, molecular_tables
+from pipeline.report.comparison import draw_matrix, pair_rows, read_comparison
 from pipeline.report.figures import draw_forest, draw_kaplan_meier, draw_training
 from pipeline.report.findings import findings
-from pipeline.report.slides import read_manifests, slide_section
-from pipeline.tables import numeric, read_table
+from pipeline.report.ranks import draw_ranks, rank_note, read_ranks
+from pipeline.report.slides import gallery, read_manifests, slide_section
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-MAX_OVERLAYS = 24
-OVERLAY_SIZE = (300, 220)  # pixels; 24 JPEG thumbnails of it are about 0.4 MB
-MAX_REASONS = 60
-MAX_IDS = 8
+MEASURES = {"survival": "C-index", "binary": "AUC"}
+MATRIX_FROM = 5  # fewer models have so few pairs that the table says it all
+OPEN_CARDS = 8  # in a larger study every model's section opens by a click
 
 
 def write_report(
@@ -46,30 +46,52 @@ def write_report(
     quality: Path | None = None,
     overlays: Sequence[Path] = (),
     provenance: Mapping[str, object] | None = None,
+    kind: str = "survival",
+    reference: str | None = None,
+    comparison: Path | None = None,
+    ranks: Path | None = None,
+    calibration: Mapping[str, Path] | None = None,
+    omics_tables: Path | None = None,
 ) -> None:
-    """Write the page to `output` and its figures as SVG to the folder `figures` (forest, km-<model>, training-<model>).
+    """Write the page to `output` and its figures as SVG to the folder `figures`.
 
+    The figures are forest, ranks, differences, km-<model>, calibration-<model>, training-<model>, each where there is something to draw.
     models: model → its fold folders, for every model that ran; those that did not are rows of the summary with a note.
     manifests: ``slides/manifest-<encoder>.tsv``; overlays: ``slides/tissue/<slide>.png``; both may be empty. quality: ``slides/qc.tsv``,
     None where no slide was opened.
     provenance: what the results depend on (version, settings, seeds, digests); nested mappings are flattened.
+    kind: of the endpoint, ``survival`` or ``binary``: the C-index of a binary label is its AUC and is called so.
+    reference: the clinical model that the others are held against. comparison, ranks: ``comparison.tsv`` and ``ranks.tsv``.
+    calibration: model → its ``calibration.tsv``. omics_tables: ``omics/tables.tsv``.
+    Raises `InputError` when a file is unusable.
     """
     table = read_summary(summary).sort_values("c_index", ascending=False, kind="stable", ignore_index=True)
-    folds = {model: read_folds([Path(f) for f in folders], patients, splits) for model, folders in models.items()}
+    members = read_cohort(patients, splits)
+    folds = {model: folds_of(folders, members) for model, folders in models.items()}
     slides = read_manifests(manifests)
+    pairs = read_comparison(comparison) if comparison else None
+    cards = _Cards(Path(figures), kind, folds, calibration or {})
     context = {
         "cohort": cohort,
         "title": title,
-        "numbers": _key_numbers(patients, splits, slides, table),
-        "findings": findings(table),
-        "forest": _embed_svg(_forest(table, Path(figures))),
-        "rows": [{**row, "optimistic": is_optimistic(row)} for row in table[table.folds.notna()].to_dict("records")],
+        "kind": kind,
+        "measure": MEASURES[kind],
+        "reference": reference,
+        "numbers": key_numbers(members, slides, table, kind),
+        "findings": findings(table, measure=MEASURES[kind], reference=reference, pairs=pairs),
+        "forest": cards.draw("forest", draw_forest, table, measure=MEASURES[kind], reference=reference),
+        "rows": [cards.row(row) for row in table[table.folds.notna()].to_dict("records")],
+        "shuffled": bool(table.noise_floor.notna().any()),
+        "digests": sorted(set(table.splits[table.splits != ""])),
+        "compared": _compared(pairs, ranks, table, cards),
         "not_run": table[table.folds.isna()].to_dict("records"),
-        "cards": [_card(row.model, row, folds[row.model], Path(figures)) for row in table.itertuples() if row.model in folds],
-        "flow": _flow(flow),
-        "excluded": _excluded(excluded),
+        "cards": [cards.card(row) for row in table.to_dict("records") if row["model"] in folds],
+        "folded": len(folds) > OPEN_CARDS,
+        "flow": flow_steps(flow),
+        "molecular": molecular_tables(omics_tables),
+        "excluded": excluded_groups(excluded),
         "slides": slide_section(slides, quality),
-        "gallery": _gallery(overlays, slides),
+        "gallery": gallery(overlays, slides),
         "overlays": len(overlays),
         "provenance": list(_flatten(provenance or {})),
     }
@@ -84,95 +106,68 @@ def _template() -> Template:
     return environment.from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
 
 
-def _forest(table: pd.DataFrame, folder: Path) -> Path:
-    draw_forest(table, folder / "forest.svg")
-    return folder / "forest.svg"
+class _Cards:
+    """Draws a study's figures into `folder` and hands them out embedded, with what the page says of each model."""
+
+    def __init__(self, folder: Path, kind: str, folds: Mapping[str, list[Fold]], calibration: Mapping[str, Path]) -> None:
+        self.folder, self.kind, self.folds, self.calibration = folder, kind, folds, calibration
+
+    def draw(self, name: str, draw: Callable, *arguments: object, **options: object) -> str:
+        path = self.folder / f"{name}.svg"
+        draw(*arguments, path, **options)
+        return _embed_svg(path)
+
+    def row(self, row: dict[str, object]) -> dict[str, object]:
+        return row | {"optimistic": is_optimistic(row), "epochs": self._epochs(row["model"])}
+
+    def _epochs(self, model: str) -> bool:
+        """Whether the model was trained epoch by epoch, so that there was one to choose (a Cox regression is not)."""
+        return any(len(fold.history) > 1 for fold in self.folds.get(model, []))
+
+    def card(self, row: dict[str, object]) -> dict[str, object]:
+        model = check_id(row["model"], "model")
+        folds = self.folds[model]
+        unpredicted = pd.Series([reason for fold in folds for reason in fold.unpredicted.values()], dtype=object).value_counts(sort=False)
+        reasons = sorted(unpredicted.items(), key=lambda item: (-item[1], item[0]))
+        return {"model": model, "row": row, "images": list(self._images(model, row)), "unpredicted": reasons}
+
+    def _images(self, model: str, row: dict[str, object]) -> Iterator[dict[str, str]]:
+        if self.kind == "survival":
+            image = self.draw(f"km-{model}", draw_kaplan_meier, self.folds[model], _separation(row))
+            yield {"image": image, "alt": f"Kaplan–Meier curves of the high-risk and low-risk halves, {model}"}
+        if self._epochs(model):
+            image = self.draw(f"training-{model}", draw_training, self.folds[model], measure=MEASURES[self.kind])
+            yield {"image": image, "alt": f"Training loss and test {MEASURES[self.kind]} by epoch, {model}"}
+        groups = read_calibration(self.calibration[model]) if model in self.calibration else []
+        if len(groups):
+            image = self.draw(f"calibration-{model}", draw_calibration, groups, kind=self.kind)
+            yield {"image": image, "alt": f"Predicted against observed by groups of patients, {model}"}
 
 
-def _card(model: str, row: object, folds: list[Fold], folder: Path) -> dict[str, object]:
-    check_id(model, "model")
-    km, training = folder / f"km-{model}.svg", folder / f"training-{model}.svg"
-    draw_kaplan_meier(folds, logrank(folds), km)
-    draw_training(folds, training)
-    unpredicted = pd.Series([reason for fold in folds for reason in fold.unpredicted.values()], dtype=object).value_counts(sort=False)
-    reasons = sorted(unpredicted.items(), key=lambda item: (-item[1], item[0]))
-    return {"model": model, "row": row._asdict(), "km": _embed_svg(km), "training": _embed_svg(training), "unpredicted": reasons}
+def _separation(row: Mapping[str, object]) -> str:
+    """Log-rank p and hazard ratio of the risk halves, or why there is none."""
+    if not np.isfinite(row["logrank_p"]):
+        reasons = [note.removeprefix("logrank_p: ") for note in str(row["note"]).split("; ") if note.startswith("logrank_p: ")]
+        return f"log-rank: {reasons[0] if reasons else 'not computed'}"
+    text = "log-rank p < 0.001" if row["logrank_p"] < 0.001 else f"log-rank p = {row['logrank_p']:.2g}"
+    if not np.isfinite(row["hazard_ratio"]):
+        return text
+    return f"{text}\nHR {row['hazard_ratio']:.2f} [{row['hazard_ratio_ci_low']:.2f}, {row['hazard_ratio_ci_high']:.2f}]"
 
 
-def _key_numbers(patients: Path, splits: Path, slides: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(figure, unit, detail) of the strip under the title."""
-    follow_up = read_follow_up(patients)
-    sets = read_table(splits, ["fold", "set", "patient_id"])
-    folds, tested = sets.fold.nunique(), sets.patient_id[sets.set == "test"]
-    once = set(tested) == set(follow_up.index) and tested.is_unique
-    events, ran = int(follow_up.event.sum()), int(table.folds.notna().sum())
-    numbers = [
-        (str(len(follow_up)), "patients", f"{follow_up.time.median():.0f} months observed (median)"),
-        (str(events), "events", f"{events / max(len(follow_up), 1):.0%} of the patients"),
-        (str(folds), "folds", "each patient tested once" if once else f"{tested.nunique()} patients tested"),
-        (str(ran), "models evaluated", f"{len(table) - ran} not run"),
-    ]
-    if len(slides):
-        ok = slides[slides.status == "ok"].slide_id.nunique()
-        numbers.append((str(ok), "slides used", f"{slides.slide_id.nunique() - ok} excluded"))
-    return numbers
-
-
-def _flow(path: Path) -> list[dict[str, object]]:
-    """The flow's steps with `share`, the per cent of the first step's patients that remain."""
-    table = read_table(path, ["step", "patients", "dropped", "reason"])
-    table[["patients", "dropped"]] = numeric(table, ["patients", "dropped"], path).fillna(0).astype(int)
-    first = max(int(table.patients.max()) if len(table) else 1, 1)
-    return table.fillna("").assign(share=(100 * table.patients / first).round(1)).to_dict("records")
-
-
-def _excluded(path: Path) -> dict[str, object]:
-    """Slides and patients grouped by kind, stage, reason and remedy, the largest group first."""
-    keys = ["kind", "stage", "reason", "remedy"]
-    table = read_table(path, [*keys, "id"]).fillna("")
-    groups = [(key, sorted(part.id)) for key, part in table.groupby(keys, sort=True)]
-    groups.sort(key=lambda group: -len(group[1]))
-    rows = [
-        dict(zip(keys, key, strict=True)) | {"count": len(ids), "ids": ids[:MAX_IDS], "more": max(len(ids) - MAX_IDS, 0)}
-        for key, ids in groups
-    ]
-    counts = {kind: int((table.kind == kind).sum()) for kind in ("slide", "patient")}
-    return {"rows": rows[:MAX_REASONS], "more": max(len(rows) - MAX_REASONS, 0), "counts": counts}
-
-
-def _gallery(overlays: Sequence[Path], slides: pd.DataFrame) -> list[dict[str, str]]:
-    """At most 24 thumbnails with a caption, excluded slides first, then by slide id."""
-    known = {row.slide_id: row for row in slides.itertuples()}
-
-    def order(path: Path) -> tuple[bool, str]:
-        row = known.get(path.stem)
-        return (row is None or row.status == "ok", path.stem)
-
-    chosen = sorted(map(Path, overlays), key=order)[:MAX_OVERLAYS]
-    return [{"slide": path.stem, "image": _thumbnail(path), **_caption(known.get(path.stem))} for path in chosen]
-
-
-def _caption(row: object | None) -> dict[str, str]:
-    if row is None:
-        return {"status": "unknown", "facts": "not in a manifest"}
-    units = {"tissue_mm2": "mm² tissue", "mpp": "µm/px"}
-    facts = [f"{float(getattr(row, column)):.3g} {unit}" for column, unit in units.items() if pd.notna(getattr(row, column))]
-    return {"status": str(row.status), "facts": " · ".join(facts)}
-
-
-def _thumbnail(path: Path) -> str:
-    """A JPEG data URI, or an empty string where the image cannot be read (the page says so)."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-            small.thumbnail(OVERLAY_SIZE)
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return ""
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _compared(pairs: pd.DataFrame | None, ranks: Path | None, table: pd.DataFrame, cards: _Cards) -> dict[str, object] | None:
+    """The section on models against each other; None where fewer than two were compared."""
+    if pairs is None or pairs.empty:
+        return None
+    rows, more = pair_rows(pairs)
+    section: dict[str, object] = {"rows": rows, "more": more, "matrix": "", "ranks": "", "note": ""}
+    models = [model for model in table.model if model in {*pairs.model_a, *pairs.model_b}]
+    if len(models) >= MATRIX_FROM:
+        section["matrix"] = cards.draw("differences", draw_matrix, pairs, models)
+    ranked = read_ranks(ranks) if ranks else []
+    if len(ranked) > 1:
+        section |= {"ranks": cards.draw("ranks", draw_ranks, ranked), "note": rank_note(ranked)}
+    return section
 
 
 def _embed_svg(path: Path) -> str:
@@ -195,7 +190,7 @@ def _decimals(value: float, digits: int = 3) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−") if np.isfinite(value) else "–"
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−") if np.isfinite(value) else "–"  # + 0.0: no minus before zero
 
 
 def _p_value(value: float) -> str:

@@ -1,7 +1,9 @@
-"""The report's section on slides: what was used of them, where their resolution is known from, and which ones to look at."""
+"""The report's sections on slides: what was used, where the resolution is known from, which to look at, and the tissue found."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from pipeline.tables import numeric, read_table
 
 LAID = "tissue and patches"  # the row of the stages before an encoder
 MAX_SUSPECTS = 50
+MAX_OVERLAYS = 24
+OVERLAY_SIZE = (300, 220)  # pixels; 24 JPEG thumbnails of it are about 0.4 MB
 NUMBERS = ["patches", "tissue_mm2"]
 SHARED = ["slide_id", "status", "mpp_source", *NUMBERS]
 
@@ -68,3 +72,41 @@ def _suspects(table: pd.DataFrame) -> dict[str, object]:
         for row in found[:MAX_SUSPECTS].itertuples()
     ]
     return {"suspects": rows, "more": max(len(found) - MAX_SUSPECTS, 0), "of": len(table), "flags": flags}
+
+
+def gallery(overlays: Sequence[Path], slides: pd.DataFrame) -> list[dict[str, str]]:
+    """At most 24 thumbnails (`image`: a data URI, empty where unreadable) with a caption, excluded slides first, then by slide id.
+
+    overlays: ``slides/tissue/<slide>.png``; slides: of `read_manifests`.
+    """
+    known = {row.slide_id: row for row in slides.itertuples()}
+
+    def order(path: Path) -> tuple[bool, str]:
+        row = known.get(path.stem)
+        return (row is None or row.status == "ok", path.stem)
+
+    chosen = sorted(map(Path, overlays), key=order)[:MAX_OVERLAYS]
+    return [{"slide": path.stem, "image": _thumbnail(path), **_caption(known.get(path.stem))} for path in chosen]
+
+
+def _caption(row: object | None) -> dict[str, str]:
+    if row is None:
+        return {"status": "unknown", "facts": "not in a manifest"}
+    units = {"tissue_mm2": "mm² tissue", "mpp": "µm/px"}
+    facts = [f"{float(getattr(row, column)):.3g} {unit}" for column, unit in units.items() if pd.notna(getattr(row, column))]
+    return {"status": str(row.status), "facts": " · ".join(facts)}
+
+
+def _thumbnail(path: Path) -> str:
+    """A JPEG data URI, or an empty string where the image cannot be read (the page says so)."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+            small.thumbnail(OVERLAY_SIZE)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

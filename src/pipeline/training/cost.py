@@ -24,7 +24,7 @@ def training_seconds(model: SurvivalModel, data: CohortData, patients: Sequence[
     lengths = [max((store.length(p) for store in data.bags.values()), default=0) for p in patients]
     median = patients[sorted(range(len(patients)), key=lambda i: (lengths[i], patients[i]))[len(patients) // 2]]
     counter = FlopCounterMode(display=False)
-    device = next(model.parameters()).device
+    device = next(iter(model.state_dict().values())).device
     model.eval()
     with torch.no_grad(), counter:
         model(data.batch([median]).to(device))

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.cohort.bags import open_bag_store
 from pipeline.cohort.loader import BagStore, CohortData
 from pipeline.cohort.vectors import read_vectors
 from pipeline.errors import InputError
 from pipeline.models.interface import Inputs
 from pipeline.omics.matrix import read_matrix
 from pipeline.omics.scaling import Scaler
+from pipeline.omics.selection import Selection
 from pipeline.tables import read_table
 
 
@@ -46,53 +48,75 @@ def load_bags(manifest: Path, patients: pd.DataFrame, train: Sequence[str], scal
     return store
 
 
-def fit_vector(values: np.ndarray, ids: Sequence[str], train: Sequence[str], scaling: Mapping[str, Any]) -> Scaler:
-    """A scaler of rows [P, d], fitted on those of `train`; `scaling` holds `method` and `clip`."""
-    known = set(train)
-    rows = np.array([i for i, patient in enumerate(ids) if patient in known], dtype=int)
+def training_rows(ids: Sequence[str], train: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row numbers [n] of those of `ids` who are in `train` (patient_id, time, event), with their time [n] and event [n]."""
+    known = train.set_index("patient_id")
+    rows = np.array([i for i, patient in enumerate(ids) if patient in known.index], dtype=int)
     if not len(rows):
         raise InputError("no patient of the training fold has this modality")
-    return Scaler.fit(values[rows], scaling["method"], scaling["clip"])
+    labels = known.loc[[ids[i] for i in rows]]
+    return rows, labels["time"].to_numpy(float), labels["event"].to_numpy(int)
 
 
 def group_columns(groups: Path, features: Sequence[str]) -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
-    """grouping → (column numbers of the omics vector, group after group; group sizes)."""
+    """grouping → (column numbers of the omics vector, group after group; group sizes), without groups of which no feature is left."""
     table = read_table(groups, ["grouping", "group", "feature"])
     at = {name: i for i, name in enumerate(features)}
+    table = table.assign(column=table["feature"].map(at)).dropna(subset="column")
     found = {}
     for grouping, part in table.groupby("grouping", sort=False):
         sizes = part.groupby("group", sort=False).size()
-        found[str(grouping)] = (part["feature"].map(at).to_numpy(dtype=int), tuple(int(n) for n in sizes))
+        found[str(grouping)] = (part["column"].to_numpy(dtype=int), tuple(int(n) for n in sizes))
     return found
 
 
 def offer(
-    files: Mapping[str, Any], settings: Mapping[str, Any], wanted: Sequence[str], patients: pd.DataFrame, train: list[str]
+    files: Mapping[str, Any], settings: Mapping[str, Any], wanted: Sequence[str], patients: pd.DataFrame, train: pd.DataFrame
 ) -> Offered:
-    """Load the modalities `wanted` of the cohort.
+    """Load the modalities `wanted` of the cohort; whatever is fitted is fitted on the patients of `train` (patient_id, time, event).
 
-    files: `matrix`, `groups`, `manifest` (a path or None). settings: see `study.fold_settings`. `train`: ids of the training side.
+    files: `matrix`, `groups`, `manifest` (a path or None), `bags` (modality → path). settings: see `study.fold_settings`.
     """
-    bags, vectors, groups, sizes, tables = {}, {}, {}, {}, {}
-    scaling: dict[str, Scaler] = {}
-    if "wsi" in wanted:
-        bags["wsi"] = load_bags(files["manifest"], patients, train, settings["bag_scaling"])
-        scaling |= {"wsi": bags["wsi"].scaler} if bags["wsi"].scaler else {}
-    if "omics" in wanted:
-        matrix = read_matrix(files["matrix"])
-        tables["omics"] = (matrix.values, matrix.patients, matrix.features)
-        columns = group_columns(files["groups"], matrix.features)
-        groups = {name: c for name, (c, _) in columns.items()}
-        sizes = {name: n for name, (_, n) in columns.items()}
-    tables |= {name: _clinical(settings["tables"][name]) for name in wanted if name in settings["tables"]}
-    for name, (values, ids, _) in tables.items():
-        scaling[name] = fit_vector(values, ids, train, settings["scaling"])
-        vectors[name] = ({patient: i for i, patient in enumerate(ids)}, scaling[name].transform(values))
+    ids = list(train["patient_id"])
+    found = Offered(CohortData({}, {}, {}), Inputs())
+    bags, vectors, groups, sizes = {}, {}, {}, {}
+    for modality in wanted:
+        if modality == "wsi":
+            bags[modality] = load_bags(files["manifest"], patients, ids, settings["bag_scaling"])
+        elif modality in files["bags"]:
+            bags[modality] = open_bag_store(files["bags"][modality])
+        elif modality == "omics":
+            values, owners, features = _omics(files["matrix"], settings["omics"], train, found)
+            columns = group_columns(files["groups"], features)
+            groups = {name: c for name, (c, _) in columns.items()}
+            sizes = {name: n for name, (_, n) in columns.items()}
+            vectors[modality] = ({patient: i for i, patient in enumerate(owners)}, values)
+        else:
+            vectors[modality] = _table(modality, settings, train, found)
+    found.scaling |= {name: store.scaler for name, store in bags.items() if store.scaler}
     widths = {name: block.shape[1] for name, (_, block) in vectors.items()}
-    inputs = Inputs({m: s.width for m, s in bags.items()}, widths, sizes, settings["bins"])
-    return Offered(CohortData(vectors, groups, bags), inputs, scaling, {name: list(columns) for name, (_, _, columns) in tables.items()})
+    found.inputs = Inputs({m: s.width for m, s in bags.items()}, widths, sizes, settings["bins"])
+    found.data = CohortData(vectors, groups, bags)
+    return found
 
 
-def _clinical(table: Mapping[str, Any]) -> tuple[np.ndarray, list[str], list[str]]:
-    vectors = read_vectors(table["file"], table.get("columns"), patient_id=table["patient_id"])
-    return vectors.values, list(vectors.patients), list(vectors.columns)
+def _omics(file: Path, how: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """Scaled values [P, F] of the selected features, patients P, features F; notes scaling and columns in `found`."""
+    matrix = read_matrix(file)
+    rows, time, event = training_rows(matrix.patients, train)
+    kinds = [feature.rpartition("_")[2] for feature in matrix.features]
+    chosen = Selection.fit(matrix.values[rows], time, event, how["select"]["method"], how["select"]["features"], kinds=kinds)
+    values = matrix.values[:, chosen.columns]
+    features = [matrix.features[i] for i in chosen.columns]
+    scaler = Scaler.fit(values[rows], how["scaling"], how["clip"], how["impute"])
+    found.scaling["omics"], found.columns["omics"] = scaler, features
+    return scaler.transform(values), matrix.patients, features
+
+
+def _table(modality: str, settings: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[dict[str, int], np.ndarray]:
+    """The scaled rows of a further table, by patient."""
+    table, how = read_vectors(**settings["tables"][modality]), settings["table_scaling"][modality]
+    rows, _, _ = training_rows(table.patients, train)
+    scaler = Scaler.fit(table.values[rows], how["scaling"], None, how["impute"])
+    found.scaling[modality], found.columns[modality] = scaler, list(table.columns)
+    return {patient: i for i, patient in enumerate(table.patients)}, scaler.transform(table.values)

@@ -35,12 +35,14 @@ HISTORY = ["epoch", "train_loss", "inner_loss", "inner_c_index", "test_c_index"]
 def train_fold(*, settings: Mapping[str, Any], fold: int, files: Mapping[str, Any], outputs: Mapping[str, Path], code: str) -> None:
     """Train `settings["model"]` on fold `fold` and write its four files.
 
-    files: patients, splits, and matrix, groups, manifest (None where absent). outputs: predictions, history, weights, model.
+    files: patients, splits, matrix, groups, manifest (None where absent), bags (modality → path). settings: `study.fold_settings`;
+    with `shuffled`, the number of the repetition on permuted labels. outputs: predictions, history, weights, model.
     A fold that cannot be trained (no event, no patient with the modalities, a loss that diverges) still writes its files:
     empty tables and the reason under `failure` in model.yaml, so that the summary lists it instead of losing the model.
     """
     facts: dict[str, Any] = {"model": settings["model"], "cohort": settings["name"], "endpoint": settings["endpoint"], "fold": fold}
-    facts |= {"seed": seed_from(settings["name"], settings["model"], fold, settings["seed"]), "code": code, "failure": None}
+    control = ("shuffled", settings["shuffled"]) if "shuffled" in settings else ()
+    facts |= {"seed": seed_from(settings["name"], settings["model"], fold, settings["seed"], *control), "code": code, "failure": None}
     checkpoint = Path(outputs["model"]).with_name("checkpoint.pt")
     try:
         run = Fold(settings, fold, files, facts)
@@ -64,11 +66,12 @@ class Fold:
         self.facts, options = facts, settings["options"]
         name, _, variant = settings["model"].partition("+")
         configured = load_model_config(name, variant or None)
-        self.protocol = Protocol.of({**configured["training"], **settings["training"]}, f"config/models/{name}.yaml")
+        self.protocol = protocol_of(configured["training"], settings, f"config/models/{name}.yaml")
         patients, train, test = read_sides(files, fold)
-        reference = patients if self.protocol.bins_from == "cohort" else train
-        self.bins = TimeBins.fit(reference["time"].to_numpy(), reference["event"].to_numpy(), settings["bins"])
-        self.offered: Offered = offer(files, settings, settings["modalities"], patients, list(train["patient_id"]))
+        if "shuffled" in settings:
+            train = permute_labels(train, facts["seed"])
+        self.bins = self._fit_bins(patients if self.protocol.bins_from == "cohort" else train, settings)
+        self.offered: Offered = offer(files, settings, settings["modalities"], patients, train)
         inputs = replace(self.offered.inputs, bins=1 if self.protocol.loss == "cox" else self.bins.count)
         torch.manual_seed(seed_from(facts["seed"], "weights"))
         self.model = build_model(name, inputs, variant or None, **options)
@@ -82,6 +85,12 @@ class Fold:
         facts |= {"params": sum(p.numel() for p in self.model.parameters() if p.requires_grad), "inputs": inputs_to_dict(inputs)}
         facts |= {"options": dict(options), "protocol": dict(vars(self.protocol)), "columns": self.offered.columns}
         facts["scaling"] = {modality: scaler.to_dict() for modality, scaler in self.offered.scaling.items()}
+
+    @staticmethod
+    def _fit_bins(reference: pd.DataFrame, settings: Mapping[str, Any]) -> TimeBins:
+        if settings["kind"] == "binary":
+            return TimeBins.window(reference["time"].iloc[0])
+        return TimeBins.fit(reference["time"].to_numpy(), reference["event"].to_numpy(), settings["bins"])
 
     def _predictable(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
         """The rows the model can work with, and the others with the reason."""
@@ -106,6 +115,8 @@ class Fold:
         history = trainer.fit(train, inner, self.labels(self.test), checkpoint, key)
         self.trainer = trainer
         self.facts |= {"epochs": len(history), "selection": self.protocol.selection}
+        if not self.protocol.epochs:
+            self.facts["params"] = sum(values.numel() for values in self.model.state_dict().values())
         self.facts["train_seconds"] = training_seconds(self.model, self.offered.data, train.patients, len(history))
         return history
 
@@ -124,6 +135,27 @@ class Fold:
         else:
             curves = survival(logits).numpy()
         return pd.concat([rows[["patient_id", "time", "event"]].assign(risk=risk), pd.DataFrame(curves, columns=times)], axis=1)
+
+
+def protocol_of(configured: Mapping[str, Any], settings: Mapping[str, Any], file: str) -> Protocol:
+    """The model's protocol with the study's `training` block over it.
+
+    A model that fits itself (`epochs: 0`) keeps its own. For a binary label the likelihood of its one time bin is the binary
+    cross-entropy only with `alpha` 0. Raises `InputError` for a Cox loss on a binary label, which has no times.
+    """
+    chosen = {**configured, **({} if configured["epochs"] == 0 else settings["training"])}
+    if settings["kind"] == "binary":
+        if chosen["loss"] == "cox":
+            remedy = "Set training.loss to nll, or choose a survival endpoint."
+            raise InputError(f"the Cox loss needs times, but endpoint {settings['endpoint']!r} is a binary label", remedy=remedy)
+        chosen["alpha"] = 0.0
+    return Protocol.of(chosen, file)
+
+
+def permute_labels(train: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The control: time and event, together, dealt anew among the training patients; whatever is then found is noise."""
+    order = np.random.default_rng(seed_from(seed, "shuffled labels")).permutation(len(train))
+    return train.assign(**{column: train[column].to_numpy()[order] for column in ("time", "event")})
 
 
 def read_sides(files: Mapping[str, Any], fold: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -37,7 +37,7 @@ class Trainer:
     def __init__(self, model: SurvivalModel, data: CohortData, protocol: Protocol, seed: int) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.data, self.protocol, self.seed = model.to(self.device), data, protocol, seed
-        self.optimizer = protocol.make_optimizer(model)
+        self.optimizer = protocol.make_optimizer(model) if protocol.epochs else None  # without epochs the model fits itself
         self.amp = protocol.amp and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def fit(self, train: Labels, inner: Labels | None, test: Labels, checkpoint: Path, key: str) -> list[dict[str, float]]:

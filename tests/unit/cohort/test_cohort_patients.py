@@ -1,9 +1,11 @@
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import tables
+from pipeline.cohort.bags import import_bags
 from pipeline.cohort.patients import build_cohort
 from pipeline.errors import InputError
 from pipeline.omics.matrix import build_matrix
@@ -45,8 +47,26 @@ def test_the_flow_adds_up(tmp_path):
         ["in the follow-up table", 5, 0, ""],
         ["with usable follow-up", 4, 1, "time or event missing"],
         ["with at least one modality", 3, 1, "no usable wsi or omics"],
+        ["wsi: matched with follow-up", 2, 3, "1 not in the follow-up table, 2 without a usable slide"],
+        ["omics: matched with follow-up", 3, 1, "1 not in the follow-up table"],
     ]
-    assert (flow["patients"].shift() - flow["dropped"]).iloc[1:].tolist() == flow["patients"].iloc[1:].tolist()
+    steps = flow.iloc[:3]
+    assert (steps["patients"].shift() - steps["dropped"]).iloc[1:].tolist() == steps["patients"].iloc[1:].tolist()
+
+
+def test_the_flow_is_told_to_the_log(tmp_path, caplog):
+    followup, options = inputs(tmp_path)
+    with caplog.at_level("INFO"):
+        build_cohort(followup, **options)
+    told = next(record.getMessage() for record in caplog.records if record.getMessage().startswith("cohort flow"))
+    assert told.splitlines() == [
+        "cohort flow:                                patients  dropped  reason",
+        "in the follow-up table                5        0",
+        "with usable follow-up                 4        1  time or event missing",
+        "with at least one modality            3        1  no usable wsi or omics",
+        "wsi: matched with follow-up           2        3  1 not in the follow-up table, 2 without a usable slide",
+        "omics: matched with follow-up         3        1  1 not in the follow-up table",
+    ]
 
 
 def test_everything_left_out_is_listed_with_stage_reason_and_remedy(tmp_path):
@@ -82,6 +102,69 @@ def test_vector_tables_are_modalities_of_their_own(tmp_path):
     (tmp_path / "blood.tsv").write_text("id\thb\nP4\t12\nP2\t\nP1\t9\n")
     cohort = build_cohort(followup, **options, vectors={"blood": {"file": tmp_path / "blood.tsv", "patient_id": "id"}})
     assert cohort.patients[["patient_id", "has_blood"]].to_numpy().tolist() == [["P1", 1], ["P4", 1]]
+    assert cohort.flow.iloc[-1].tolist() == ["blood: matched with follow-up", 2, 1, "1 without any value"]
+
+
+def test_bags_are_modalities_of_their_own(tmp_path):
+    followup, options = inputs(tmp_path, omics=None, slides=None)
+    np.savez(tmp_path / "tma.npz", features=np.ones((3, 4), np.float32), patient_id=np.array(["P4", "P1", "P1"]))
+    import_bags(tmp_path / "tma.npz", tmp_path / "tma.h5")
+    cohort = build_cohort(followup, **options, bags={"tma": tmp_path / "tma.h5"})
+    assert cohort.patients[["patient_id", "has_tma"]].to_numpy().tolist() == [["P1", 1], ["P4", 1]]
+
+
+def test_a_row_without_any_value_is_somebody_all_the_same(tmp_path):
+    followup, options = inputs(tmp_path, omics=None, slides=None)
+    (tmp_path / "blood.tsv").write_text("patient_id\thb\nP4\t12\nP2\t\nX7\t\n")
+    cohort = build_cohort(followup, **options, vectors={"blood": {"file": tmp_path / "blood.tsv"}})
+    assert cohort.flow.iloc[-1].tolist() == ["blood: matched with follow-up", 1, 2, "1 not in the follow-up table, 1 without any value"]
+    assert {"P2", "X7"} <= set(cohort.excluded["id"])
+
+
+def conditions(folder):
+    (folder / "who.tsv").write_text("case\tstained\tcentre\nP1\t1\tA\nP2\t0\tA\nP4\t1\tB\nP5\t\tA\n")
+    return [
+        {"table": folder / "who.tsv", "column": name, "values": [value], "patient_id": "case"}
+        for name, value in (("stained", 1), ("centre", "A"))
+    ]
+
+
+def test_a_study_may_be_restricted_to_some_patients(tmp_path):
+    followup, options = inputs(tmp_path, omics=["P1", "P2", "P5"], slides=None)
+    stained, centre = conditions(tmp_path)
+    cohort = build_cohort(followup, **options, include=[stained, centre])
+    assert cohort.patients["patient_id"].tolist() == ["P1"]
+    assert cohort.flow.iloc[2:4].to_numpy().tolist() == [
+        ["with stained = 1", 2, 2, "not stained = 1"],
+        ["with centre = A", 1, 1, "not centre = A"],
+    ]
+    excluded = cohort.excluded.set_index("id")
+    assert excluded["reason"].drop("P3").to_dict() == {"P2": "stained is 0", "P5": "stained is an empty cell", "P4": "centre is B"}
+    assert set(excluded.drop("P3")["stage"]) == {"include"}
+    assert cohort.share == 1  # nobody of them was lost to a fault
+
+
+def test_a_condition_that_nobody_meets_is_named(tmp_path):
+    followup, options = inputs(tmp_path, slides=None)
+    stained, centre = conditions(tmp_path)
+    with pytest.raises(InputError) as error:
+        build_cohort(followup, **options, include=[{**centre, "values": ["C"]}])
+    assert str(error.value).replace(f"{tmp_path}/", "") == (
+        "who.tsv, column 'centre': no patient has this value of `include`; found 'C', expected a value of the column."
+    )
+    (tmp_path / "who.tsv").write_text("case\tstained\nQ1\t1\n")
+    with pytest.raises(InputError) as error:
+        build_cohort(followup, **options, include=[stained])
+    assert str(error.value).replace(f"{tmp_path}/", "") == (
+        "who.tsv, column 'stained': nobody of the follow-up table meets the condition; expected 1."
+    )
+
+
+def test_who_is_left_out_by_definition_does_not_count_as_lost(tmp_path):
+    people = [(f"P{i}", "10", "1" if i < 3 else "-1") for i in range(10)]
+    followup, options = inputs(tmp_path, followup=people, omics=[f"P{i}" for i in range(10)], slides=None)
+    cohort = build_cohort({"file": followup["file"], "kind": "binary", "label": "dead", "exclude_values": ["-1"]}, **options)
+    assert (len(cohort.patients), cohort.share, len(cohort.excluded)) == (3, 1, 7)
 
 
 def test_nothing_excluded_still_writes_the_table(tmp_path):
@@ -139,3 +222,54 @@ def test_the_order_of_rows_changes_no_byte(tmp_path_factory, followup, omics, sl
         patients, flow, excluded = ((folder / f"{name}.tsv").read_text() for name in ("patients", "flow", "excluded"))
         texts.append((patients, flow, [line.split("row")[0].replace(str(folder), "") for line in excluded.splitlines()]))
     assert texts[0] == texts[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "3", "40"]), st.sampled_from(["0", "1", ""])), min_size=3, max_size=8),
+    st.sets(st.integers(0, 9)),
+    st.sets(st.integers(0, 9)),
+)
+def test_everybody_is_in_the_cohort_or_listed_as_excluded_exactly_once(tmp_path_factory, people, measured, empty):
+    folder = tmp_path_factory.mktemp("cohort")
+    people = [("P8", "40", "1"), *((f"P{i}", time, event) for i, (time, event) in enumerate(people))]
+    followup, options = inputs(folder, followup=people, omics=sorted({"P8", *(f"P{i}" for i in measured)}), slides=None)
+    (folder / "blood.tsv").write_text("patient_id\thb\nP8\t1\n" + "".join(f"P{i}\t\n" for i in sorted(empty - {8})))
+    window = {**followup, "kind": "binary", "within": 12}
+    cohort = build_cohort(window, **options, vectors={"blood": {"file": folder / "blood.tsv"}}, min_share=0)
+    everybody = {patient for patient, _, _ in people} | {f"P{i}" for i in measured | empty}
+    assert sorted([*cohort.patients["patient_id"], *cohort.excluded["id"]]) == sorted(everybody)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("label", "patients", "positive"), [("y_3y", 430, 84), ("y_4y", 367, 91), ("y_5y", 302, 101), ("y_status", 620, 110)]
+)
+def test_hancock_restricted_to_the_listed_images_has_the_published_counts(realdata, tmp_path, label, patients, positive):
+    folder = realdata / "hancock"
+    cohort = build_cohort(
+        {"file": folder / "labels.tsv", "kind": "binary", "label": label, "exclude_values": ["-1"]},
+        patients=tmp_path / "patients.tsv",
+        flow=tmp_path / "flow.tsv",
+        excluded=tmp_path / "excluded.tsv",
+        vectors={name: {"file": folder / f"{name}.tsv"} for name in ("clinical", "blood")},
+        include=[
+            {"table": folder / "image_availability_clam_hancock.tsv", "column": f"{x}_uni_listed", "values": ["1"]} for x in ("wsi", "tma")
+        ],
+    )
+    assert (len(cohort.patients), cohort.patients["event"].sum(), cohort.share) == (patients, positive, 1)
+    assert len(cohort.patients) + cohort.excluded["id"].nunique() == 763
+
+
+@pytest.mark.realdata
+def test_gbmlgg_is_restricted_to_patients_with_omics(realdata, tmp_path):
+    table = realdata / "pathomic_gbmlgg/patients.tsv"
+    cohort = build_cohort(
+        {"file": table, "time": "time_days", "event": "event", "unit": "days"},
+        patients=tmp_path / "patients.tsv",
+        flow=tmp_path / "flow.tsv",
+        excluded=tmp_path / "excluded.tsv",
+        vectors={"clinical": {"file": table, "columns": ["grade", "n_roi"], "categorical": ["grade"]}},
+        include=[{"table": table, "column": "has_omic320", "values": ["1"]}],
+    )
+    assert len(cohort.patients) == 502

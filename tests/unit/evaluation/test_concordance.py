@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.concordance import bootstrap_intervals, harrell, pair_matrices
+from pipeline.evaluation import concordance
+from pipeline.evaluation.concordance import bootstrap_intervals, comparable_pairs, draw, harrell, resampled_concordant, resampled_pairs
 
 
 def follow_up(seed: int, n: int, *, times: int = 12, risks: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -75,16 +76,27 @@ def test_a_nan_risk_is_nan_with_a_reason_and_never_dropped():
     assert result.reason == "the risk of 1 of 3 patients is not a finite number"
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_counts_in_the_matrix_form_equal_patients_repeated(seed: int):
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), height=st.sampled_from([1, 3, 256]))
+def test_resampled_pairs_equal_those_of_the_patients_repeated(seed: int, height: int):
     time, event, risk = follow_up(seed, 15)
-    counts = np.random.default_rng(seed + 1).multinomial(15, np.full(15, 1 / 15))
-    comparable, score = pair_matrices(time, event, risk)
-    repeated = harrell(*(np.repeat(x, counts) for x in (time, event, risk)))
-    assert counts @ comparable @ counts == repeated.pairs
-    if repeated.pairs:
-        assert counts @ score @ counts / repeated.pairs == pytest.approx(repeated.value, abs=1e-12)
+    pairs, counts = comparable_pairs(time, event), draw(15, 5, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(concordance, "BLOCK_ROWS", height)
+        concordant = resampled_concordant(pairs, risk, counts[:, pairs.order])
+    comparable = resampled_pairs(pairs, counts[:, pairs.order])
+    for sample in range(5):
+        repeated = harrell(*(np.repeat(x, counts[sample].astype(int)) for x in (time, event, risk)))
+        assert comparable[sample] == repeated.pairs
+        if repeated.pairs:
+            assert concordant[sample] / comparable[sample] == repeated.value
+
+
+def test_a_draw_holds_as_many_patients_as_there_are_and_takes_each_equally_often():
+    counts = draw(50, 4000, seed=3)
+    assert (counts.sum(1) == 50).all()
+    np.testing.assert_allclose(counts.mean(0), 1, atol=5 / np.sqrt(4000))
+    np.testing.assert_allclose(counts.var(0), 1 - 1 / 50, atol=0.15)
 
 
 def continuous(seed: int, n: int = 80, signal: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,23 +106,28 @@ def continuous(seed: int, n: int = 80, signal: float = 1.0) -> tuple[np.ndarray,
     return np.minimum(death, censored), death <= censored, signal * hazard + rng.normal(size=n)
 
 
+def named(folds: list) -> list:
+    """The folds with ids; every patient is tested once."""
+    return [(np.array([f"{k}-{i:05d}" for i in range(len(fold[0]))]), *fold) for k, fold in enumerate(folds)]
+
+
 def test_intervals_are_ordered_hold_the_estimate_and_repeat_exactly():
     folds = [continuous(seed) for seed in range(4)]
-    first = bootstrap_intervals(folds, range(4), replicates=500, seed=1)
+    first = bootstrap_intervals(named(folds), replicates=500, seed=1)
     mean = np.mean([harrell(*fold).value for fold in folds])
     assert first.mean.low < mean < first.mean.high
     assert first.pooled.low < mean < first.pooled.high
     widths = [interval.high - interval.low for interval in first.folds]
     assert min(widths) > first.mean.high - first.mean.low, "a mean over four folds must be known better than one fold"
-    assert bootstrap_intervals(folds, range(4), replicates=500, seed=1) == first
-    assert bootstrap_intervals(folds, range(4), replicates=500, seed=2) != first
+    assert bootstrap_intervals(named(folds), replicates=500, seed=1) == first
+    assert bootstrap_intervals(named(folds), replicates=500, seed=2) != first
 
 
 def test_the_interval_covers_the_true_c_in_about_95_of_100_studies():
     truth = harrell(*continuous(999, n=4000)).value
     hits = 0
     for study in range(100):
-        interval = bootstrap_intervals([continuous(10 * study + k, n=60) for k in range(3)], range(3), replicates=300, seed=study).mean
+        interval = bootstrap_intervals(named([continuous(10 * study + k, n=60) for k in range(3)]), replicates=300, seed=study).mean
         hits += interval.low <= truth <= interval.high
     assert 88 <= hits <= 100
 
@@ -119,19 +136,37 @@ def test_pooled_interval_never_compares_patients_of_two_folds():
     """Perfect order within each fold, risks of the folds on opposite scales: C is 1 in every replicate."""
     time, event = np.arange(1.0, 21), np.ones(20)
     folds = [(time, event, -time), (time, event, 1000 - time)]
-    result = bootstrap_intervals(folds, [0, 1], replicates=100, seed=0)
+    result = bootstrap_intervals(named(folds), replicates=100, seed=0)
     assert result.pooled[:2] == result.mean[:2] == (1.0, 1.0)
 
 
 def test_replicates_without_a_pair_are_counted():
     fold = (np.array([1.0, 2.0]), np.array([1, 0]), np.array([1.0, 0.0]))  # half the samples draw one patient twice
-    interval = bootstrap_intervals([fold], [0], replicates=400, seed=0).mean
+    interval = bootstrap_intervals(named([fold]), replicates=400, seed=0).mean
     assert 150 < interval.lost < 250
     assert interval[:2] == (1.0, 1.0)
 
 
+def test_ten_repetitions_of_the_same_test_are_known_no_better_than_one():
+    """The same patients tested ten times over: resampling folds one by one would make the interval three times too narrow."""
+    fold = named([continuous(5)])[0]
+    once, often = (bootstrap_intervals([fold] * times, replicates=400, seed=1).mean for times in (1, 10))
+    assert often == pytest.approx(once)
+
+
+def test_repeated_folds_give_an_interval_that_covers_in_about_95_of_100_studies():
+    """Five random splits in halves, both halves tested: each patient counts in five folds, together with others each time."""
+    truth, hits = harrell(*continuous(999, n=4000)).value, 0
+    for study in range(100):
+        (ids, *columns), rng = named([continuous(20_000 + study, n=120)])[0], np.random.default_rng(study)
+        halves = [np.sort(half) for _ in range(5) for half in np.split(rng.permutation(120), 2)]
+        result = bootstrap_intervals([(ids[half], *(x[half] for x in columns)) for half in halves], replicates=200, seed=study).mean
+        hits += result.low <= truth <= result.high
+    assert 88 <= hits <= 100
+
+
 def test_no_fold_gives_an_empty_interval():
-    assert np.isnan(bootstrap_intervals([], [], replicates=10, seed=0).mean.low)
+    assert np.isnan(bootstrap_intervals([], replicates=10, seed=0).mean.low)
 
 
 def test_concordance_imports_neither_torch_nor_pandas_nor_sksurv():

@@ -1,3 +1,5 @@
+import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -5,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import accuracy_score, brier_score_loss, roc_auc_score
 from synthetic_study import Study
 
+from pipeline.cohort.splits import read_splits, splits_digest
 from pipeline.errors import InputError
 from pipeline.evaluation.concordance import harrell
+from pipeline.evaluation.folds import read_folds
+from pipeline.evaluation.metrics import logrank, median_split
 from pipeline.evaluation.model import evaluate_model
 from pipeline.evaluation.summary import COLUMNS, is_optimistic, read_summary, write_summary
 from pipeline.tables import read_table, write_table
@@ -97,7 +103,7 @@ def test_permuting_the_rows_of_every_table_changes_no_byte(study: Study):
 def test_another_seed_moves_the_intervals_only(study: Study):
     study.add_model("snn")
     one, two = evaluate(study, "snn"), evaluate(study, "snn", seed=2)
-    differing = {column for column in COLUMNS if one[column] != two[column]}
+    differing = {column for column in COLUMNS if one[column] != two[column] and not pd.isna(one[column])}
     assert differing == {"c_index_ci_low", "c_index_ci_high", "c_index_pooled_ci_low", "c_index_pooled_ci_high"}
 
 
@@ -220,7 +226,7 @@ def test_summary_keeps_the_order_the_bytes_and_the_models_that_were_not_run(stud
     assert lines[1:3] == [path.read_text().splitlines()[1] for path in rows]
     table = read_summary(tmp_path / "summary.tsv").set_index("model")
     assert table.note["transmil"] == "not run: needs wsi"
-    assert table.loc["transmil"].drop(["modalities", "endpoint", "failed_folds", "note"]).isna().all()
+    assert table.loc["transmil"].drop(["modalities", "endpoint", "splits", "failed_folds", "note"]).isna().all()
 
 
 def test_summary_of_nothing_but_absent_models_can_be_read(tmp_path: Path):
@@ -228,6 +234,124 @@ def test_summary_of_nothing_but_absent_models_can_be_read(tmp_path: Path):
     assert read_summary(tmp_path / "summary.tsv").note.tolist() == ["not run: x"]
     write_summary([], {}, tmp_path / "empty.tsv")
     assert read_summary(tmp_path / "empty.tsv").empty
+
+
+def test_the_row_holds_calibration_logrank_hazard_ratio_and_the_digest_of_the_split(study: Study):
+    study.add_model("snn", signal=2.0)
+    row = evaluate(study, "snn")
+    assert row.splits == splits_digest(read_splits(study.splits))[:12]
+    assert 0 <= row.d_calibration_p <= 1
+    assert row.logrank_p < 1e-4
+    assert 1 < row.hazard_ratio_ci_low < row.hazard_ratio < row.hazard_ratio_ci_high
+    assert row[["brier", "accuracy", "majority", "c_index_shuffled", "noise_floor"]].isna().all()
+    metrics = read_table(study.folder("snn", 0) / "metrics.tsv").set_index("metric")
+    assert float(metrics.ci_low["hazard_ratio"]) < float(metrics.value["hazard_ratio"]) < float(metrics.ci_high["hazard_ratio"])
+    assert metrics.index.tolist()[:2] == ["c_index", "c_index_uno"]
+
+
+def test_the_calibration_table_is_written_where_it_is_asked_for(study: Study):
+    study.add_model("snn")
+    evaluate(study, "snn", calibration=study.root / "snn/calibration.tsv")
+    table = read_table(study.root / "snn/calibration.tsv").astype(float)
+    assert table.groupby("time").patients.sum().eq(150).all()
+    assert table.predicted.between(0, 1).all()
+
+
+def repeat_folds(study: Study) -> None:
+    """The three folds once more under the numbers 3 to 5: every patient is tested twice."""
+    table = read_table(study.splits)
+    again = table.assign(fold=table.fold.astype(int) + study.k)
+    write_table(pd.concat([table, again]), study.splits)
+    study.k *= 2
+
+
+def test_a_patient_tested_in_two_folds_counts_once_in_what_is_pooled(study: Study):
+    study.add_model("snn")
+    once = evaluate(study, "snn")
+    repeat_folds(study)
+    for k in range(3):
+        shutil.copytree(study.folder("snn", k), study.folder("snn", k + 3))
+    twice = evaluate(study, "snn")
+    assert (twice.folds, twice.patients, twice.events, twice.unpredicted) == (6, 150, once.events, 0)
+    same = ["c_index", "c_index_pooled", "c_index_ci_low", "c_index_ci_high", "d_calibration_p", "c_index_uno", "ibs"]
+    np.testing.assert_allclose(twice[same].astype(float), once[same].astype(float))
+    assert twice.pairs == 2 * once.pairs
+    study.change("snn", 4, failure="stopped")
+    assert evaluate(study, "snn").unpredicted == 0, "his other fold predicts him"
+
+
+def test_the_group_of_most_folds_wins_and_a_tie_is_high(study: Study):
+    folds = read_folds(study.add_model("snn"), study.patients, study.splits)
+    one = folds[0]
+    turned = dataclasses.replace(one, number=1, risk=-one.risk)
+    both = median_split([one, turned])[2]
+    assert both.all(), "high in one of two folds each"
+    third = median_split([one, turned, dataclasses.replace(one, number=2)])[2]
+    np.testing.assert_array_equal(third, median_split([one])[2])
+    assert logrank([one, turned, dataclasses.replace(one, number=2)]) == logrank([one])
+
+
+def test_shuffled_runs_give_the_noise_floor_of_the_habit(study: Study):
+    study.add_model("snn")
+    repetitions = [study.add_model(f"snn/shuffled{r}", signal=0.0, seed=50 + r) for r in range(2)]
+    row = evaluate(study, "snn", shuffled=repetitions)
+    honest = [np.mean([fold_c(study, f"snn/shuffled{r}", k) for k in range(3)]) for r in range(2)]
+    best = [np.mean([read_table(f / "history.tsv").test_c_index.astype(float).max() for f in folders]) for folders in repetitions]
+    assert row.c_index_shuffled == pytest.approx(np.mean(honest))
+    assert row.noise_floor == pytest.approx(np.mean(best))
+    assert 0.4 < row.c_index_shuffled < 0.6 < row.c_index
+    study.change("snn/shuffled1", 2, failure="diverged")
+    assert evaluate(study, "snn", shuffled=repetitions).note == "shuffled labels: 1 folds without a C-index"
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Study:
+    """The study with a label in a window of 36 months instead of times; `add_model` then writes one probability."""
+    study = Study(tmp_path)
+    study.table["event"], study.table["time"] = (study.table.time < 25).astype(int), 36.0
+    write_table(study.table, study.patients)
+    study.add_model("snn", signal=1.5)
+    for folder in study.folders("snn"):
+        edit(
+            folder / "predictions.tsv",
+            lambda t: t[["patient_id", "time", "event", "risk", "surv_24"]].rename(columns={"surv_24": "surv_36"}),
+        )
+    return study
+
+
+def test_a_binary_label_gets_auc_accuracy_majority_and_brier(labelled: Study):
+    row = evaluate(labelled, "snn", kind="binary", calibration=labelled.root / "snn/calibration.tsv")
+    auc, accuracy, majority, brier = [], [], [], []
+    for folder in labelled.folders("snn"):
+        table = pd.read_csv(folder / "predictions.tsv", sep="\t")
+        auc.append(roc_auc_score(table.event, table.risk))
+        brier.append(brier_score_loss(table.event, 1 - table.surv_36))
+        accuracy.append(accuracy_score(table.event, table.surv_36 < 0.5))
+        majority.append(table.event.value_counts(normalize=True).max())
+    expected = [np.mean(x) for x in (auc, auc, brier, accuracy, majority)]
+    np.testing.assert_allclose(row[["c_index", "auc", "brier", "accuracy", "majority"]].astype(float), expected)
+    assert row[["c_index_uno", "ibs", "d_calibration_p", "logrank_p", "hazard_ratio", "hazard_ratio_ci_low"]].isna().all()
+    assert (row.note, row.events) == ("", labelled.table.event.sum())
+    assert row.c_index_ci_low < row.auc < row.c_index_ci_high
+    assert read_table(labelled.root / "snn/calibration.tsv").time.unique().tolist() == ["36"]
+    assert "logrank_p" not in read_table(labelled.folder("snn", 0) / "metrics.tsv").metric.tolist()
+
+
+def test_a_binary_label_with_follow_up_times_is_refused(study: Study):
+    study.add_model("snn")
+    with pytest.raises(InputError, match=r"patients.tsv, column 'time': a binary label has follow-up times; found '\d+ times, "):
+        evaluate(study, "snn", kind="binary")
+    with pytest.raises(InputError, match=r"unknown kind of endpoint; found 'ordinal', expected survival or binary\."):
+        evaluate(study, "snn", kind="ordinal")
+
+
+def test_a_binary_label_without_probabilities_keeps_the_auc(labelled: Study):
+    for folder in labelled.folders("snn"):
+        edit(folder / "predictions.tsv", lambda t: t.drop(columns="surv_36"))
+    row = evaluate(labelled, "snn", kind="binary")
+    assert 0.5 < row.auc < 1
+    assert np.isnan(row.accuracy)
+    assert "accuracy without fold 0, 1, 2: predictions.tsv has no probability (one column surv_<window>)" in row.note
 
 
 def test_evaluation_and_report_never_import_torch():

@@ -70,14 +70,20 @@ def test_of_repeated_rows_the_first_is_kept_and_the_rest_reported_when_asked(tmp
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.permutations(range(6)))
-def test_shuffled_rows_give_the_same_bytes(tmp_path_factory, order):
+@given(st.permutations(range(6)), st.permutations(range(6)))
+def test_shuffled_rows_of_any_table_change_no_byte(tmp_path_factory, first, second):
     folder = tmp_path_factory.mktemp("shuffle")
-    rows = [f"P{i} {i}.25 {-i} {'' if i == 3 else i % 2}" for i in range(6)]
-    for name, rows_of in (("a", rows), ("b", [rows[i] for i in order])):
-        file = table(folder / f"{name}.tsv", "patient_id G1_rnaseq G1_cnv G2_mut", *rows_of)
-        build_matrix([{"file": file}], folder / f"{name}.h5")
+    mixed = [f"P{i} {i}.25 {i % 5 - 2} {'' if i == 3 else i % 2}" for i in range(6)]
+    counts = [f"P{i} {i} {1000 * i + 7} {'' if i == 2 else 333 * i * i}" for i in range(6)]
+    for name, a, b in (("a", range(6), range(6)), ("b", first, second)):
+        specs = [
+            {"file": table(folder / "mixed.tsv", "patient_id G1_rnaseq G1_cnv G2_mut", *(mixed[i] for i in a))},
+            {"file": table(folder / "counts.tsv", "patient_id G2 G3 G4", *(counts[i] for i in b)), "kind": "rnaseq"},
+        ]
+        build_matrix(specs, folder / f"{name}.h5", folder / f"{name}.tsv")
+    assert "counts.tsv\trnaseq\tcounts\tdetected\tlog2(CPM + 1)\t6\t3\t1\n" in (folder / "a.tsv").read_text()
     assert (folder / "a.h5").read_bytes() == (folder / "b.h5").read_bytes()
+    assert (folder / "a.tsv").read_bytes() == (folder / "b.tsv").read_bytes()
 
 
 def test_a_repeated_patient_is_an_error(tmp_path):
@@ -106,6 +112,16 @@ def test_a_column_that_looks_like_a_label_is_refused_as_a_gene(tmp_path, column)
         f"m.tsv, column {column!r}: looks like an outcome or a split and is refused as a feature; expected features only. "
         "Remove the column from the table or list the feature columns; if it truly is a feature, rename it."
     )
+
+
+def test_genes_that_a_spreadsheet_made_dates_are_refused_with_all_of_them_listed(tmp_path):
+    plain = table(tmp_path / "p.tsv", "patient_id TP53 1-Mar 2-Sep", "P1 1 2 3")
+    suffixed = table(tmp_path / "s.tsv", "patient_id TP53_cnv Mar-01_cnv", "P1 1 2")
+    assert message([{"file": plain, "kind": "rnaseq"}], tmp_path) == (
+        "p.tsv: 2 gene symbols were made dates by a spreadsheet; found '1-Mar, 2-Sep', expected gene symbols. "
+        "Take the table from its source again, without a spreadsheet; a date does not tell the gene (1-Mar: MARCH1 or MARC1)."
+    )
+    assert message([{"file": suffixed}], tmp_path).startswith("s.tsv: 1 gene symbols were made dates by a spreadsheet; found 'Mar-01'")
 
 
 @pytest.mark.parametrize("column", ["age", "is_female", "site", "Unnamed: 0", ""])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.omics.scaling import METHODS, Scaler
+from pipeline.omics.scaling import IMPUTATIONS, METHODS, Scaler
 
 TRAIN = np.float32([[1, 5, np.nan], [3, 5, 2], [np.nan, 5, 4]])
 
@@ -78,17 +78,60 @@ def test_the_order_of_training_rows_does_not_matter(method, order):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("clip", [None, 5.0])
-def test_a_scaler_survives_yaml_bit_for_bit(method, clip):
-    scaler = Scaler.fit(TRAIN, method, clip)
+@pytest.mark.parametrize("impute", IMPUTATIONS)
+def test_a_scaler_survives_yaml_bit_for_bit(method, clip, impute):
+    scaler = Scaler.fit(TRAIN, method, clip, impute)
     back = Scaler.from_dict(yaml.safe_load(yaml.safe_dump(scaler.to_dict())))
     np.testing.assert_array_equal(back.transform(TRAIN), scaler.transform(TRAIN))
     assert back.to_dict() == scaler.to_dict()
 
 
+def test_a_scaler_written_before_imputation_was_a_choice_is_read_as_it_was():
+    saved = Scaler.fit(TRAIN).to_dict()
+    old = {key: saved[key] for key in ("method", "clip", "center", "spread", "fill")}
+    assert Scaler.from_dict(old).to_dict() == saved
+
+
+def test_minmax_maps_each_training_feature_to_zero_and_one_and_a_constant_to_zero():
+    scaler = Scaler.fit(TRAIN, "minmax")
+    np.testing.assert_allclose(scaler.transform(TRAIN), [[0, 0, 0.5], [1, 0, 0], [0.5, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(scaler.transform(np.float32([[5, 6, np.nan]])), [[2, 1, 0.5]], atol=1e-6)
+
+
+def test_minmax_and_its_imputations_agree_with_scikit_learn():
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import MinMaxScaler
+
+    random = np.random.default_rng(3)
+    values = random.integers(0, 6, (60, 12)).astype(np.float32)
+    values[random.random(values.shape) < 0.2] = np.nan
+    train, test = values[:40], values[40:]
+    for impute in IMPUTATIONS:
+        theirs = SimpleImputer(strategy=impute).fit(train)
+        scale = MinMaxScaler().fit(train)
+        ours = Scaler.fit(train, "minmax", impute=impute).transform(test)
+        np.testing.assert_allclose(ours, scale.transform(theirs.transform(test)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("impute", "filled"), [("mean", 4.0), ("median", 2.5), ("most_frequent", 1.0)])
+def test_a_missing_value_becomes_the_typical_one_and_is_then_scaled(impute, filled):
+    train = np.float32([[4], [1], [9], [1], [9], [0], [np.nan]])
+    np.testing.assert_allclose(Scaler.fit(train, "none", impute=impute).transform(train)[-1, 0], filled)
+    np.testing.assert_allclose(Scaler.fit(train, "minmax", impute=impute).transform(train)[-1, 0], filled / 9, rtol=1e-6)
+    assert Scaler.fit(train, "minmax", clip=0.2, impute=impute).transform(train)[-1, 0] <= np.float32(0.2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((TRAIN, "zscored"), "unknown scaling; found 'zscored', expected zscore or minmax_global or none. Did you mean 'zscore'?"),
+        (
+            (TRAIN, "zscored"),
+            "unknown scaling; found 'zscored', expected zscore or minmax or minmax_global or none. Did you mean 'zscore'?",
+        ),
+        (
+            (TRAIN, "none", None, "mode"),
+            "unknown imputation; found 'mode', expected mean or median or most_frequent. Did you mean 'mean'?",
+        ),
         ((TRAIN, "none", 0), "clip is not positive; found '0', expected a number above 0, or nothing."),
         ((TRAIN * np.nan,), "the training fold has no value to fit the scaling on; expected at least one training patient with a value."),
     ],

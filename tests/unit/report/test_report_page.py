@@ -4,20 +4,22 @@ import runpy
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.evaluation.comparison import compare_models
 from pipeline.evaluation.model import evaluate_model
 from pipeline.evaluation.summary import write_summary
-from pipeline.report.findings import findings
-from pipeline.report.page import MAX_OVERLAYS, write_report
+from pipeline.report.page import write_report
+from pipeline.report.slides import MAX_OVERLAYS
 from pipeline.tables import write_table
 
 Study = runpy.run_path(str(Path(__file__).parents[1] / "evaluation/synthetic_study.py"))["Study"]
 EVIL = "<script>alert('x')</script>"
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
+MODELS = ("snn", "mlp+wide", "coxnet+clinical")
+NO_FIGURES = {"models": {}, "comparison": None, "ranks": None, "calibration": None}  # where a test is about the rest of the page
 QUALITY = ["slide_id", "status", "stage", "reason", "patches", "mpp_source", "tissue_mm2", "flags"]
 
 
@@ -49,18 +51,27 @@ class Page(HTMLParser):
 
 
 class Site:
-    """A study with two models, one failed fold, one model that was not run, three slides; `write` makes the report."""
+    """Two networks, a Cox model as reference, a failed fold, a model not run, a control, three slides; `write` makes the report."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.study = root, Study(root, patients=90)
         self.study.add_model("snn", signal=2.0, drop=("P001",))
         self.study.add_model("mlp+wide", signal=0.0)
         self.study.change("mlp+wide", 1, failure="the loss is not finite")
-        rows = []
-        for model in ("mlp+wide", "snn"):
+        self.study.add_model("coxnet+clinical", signal=0.5, seed=2, modalities=["clinical"])
+        for folder in self.study.folders("coxnet+clinical"):
+            history = pd.read_csv(folder / "history.tsv", sep="\t").tail(1).assign(epoch=0)
+            write_table(history, folder / "history.tsv")
+        rows, paths = [], {"patients": self.study.patients, "splits": self.study.splits}
+        for model in sorted(MODELS):
             rows.append(root / model / "evaluation.tsv")
-            paths = {"folds": self.study.folders(model), "patients": self.study.patients, "splits": self.study.splits, "output": rows[-1]}
-            evaluate_model(cohort="demo", model=model, endpoint="os", bootstrap=50, seed=1, **paths)
+            paths |= {"output": rows[-1], "calibration": root / model / "calibration.tsv"}
+            paths["shuffled"] = [self.study.add_model(f"{model}/shuffled0", signal=0.0, seed=5)]
+            evaluate_model(cohort="demo", model=model, endpoint="os", folds=self.study.folders(model), bootstrap=50, seed=1, **paths)
+        self.pairs, self.ranks = root / "comparison.tsv", root / "ranks.tsv"
+        folders = {model: self.study.folders(model) for model in MODELS}
+        paths = {"patients": self.study.patients, "splits": self.study.splits, "output": self.pairs, "ranks": self.ranks}
+        compare_models(cohort="demo", folders=folders, bootstrap=50, seed=1, **paths)
         write_summary(rows, {"transmil": "needs wsi"}, root / "summary.tsv")
         self.flow, self.excluded, self.manifest = root / "flow.tsv", root / "excluded.tsv", root / "manifest-uni2.tsv"
         steps = [("follow-up table", 100, 0, ""), ("usable follow-up", 90, 10, "time is 0 or negative")]
@@ -74,6 +85,11 @@ class Site:
             ("S2", "failed", None, 0.25, "header", 0.0),
         ]
         write_table(pd.DataFrame(slides, columns=["slide_id", "status", "patches", "mpp", "mpp_source", "tissue_mm2"]), self.manifest)
+        self.omics = root / "omics_tables.tsv"
+        tables = [("omics.tsv.gz", "rnaseq", "counts", "detected", "log2(CPM + 1)", 95, 1496, 12)]
+        write_table(
+            pd.DataFrame(tables, columns=["file", "kind", "unit", "source", "transform", "patients", "features", "missing"]), self.omics
+        )
         self.quality = root / "qc.tsv"
         found = [
             ("S0", "ok", "patches", "", 121, "header", 31.4, ""),
@@ -91,7 +107,12 @@ class Site:
             "cohort": "demo",
             "title": "Demo study",
             "summary": self.root / "summary.tsv",
-            "models": {model: self.study.folders(model) for model in ("snn", "mlp+wide")},
+            "models": {model: self.study.folders(model) for model in MODELS},
+            "reference": "coxnet+clinical",
+            "comparison": self.pairs,
+            "ranks": self.ranks,
+            "calibration": {model: self.root / model / "calibration.tsv" for model in MODELS},
+            "omics_tables": self.omics,
             "patients": self.study.patients,
             "splits": self.study.splits,
             "flow": self.flow,
@@ -131,7 +152,7 @@ def test_the_page_is_well_formed_small_and_loads_nothing(html: str):
 
 def test_the_figures_inside_the_page_load_nothing_either(html: str):
     figures = images(html, r"svg\+xml")
-    assert len(figures) == 5, "a forest plot, and two figures a model"
+    assert len(figures) == 1 + 1 + 3 * 3 - 1, "forest and ranks; survival, training and calibration of a model, no epochs of a Cox model"
     for svg in figures:
         links = re.findall(rb'(?:href|src)="([^"]*)"', svg)
         assert all(link.startswith(b"#") for link in links)
@@ -157,10 +178,17 @@ def test_the_page_says_what_was_found_and_what_was_not(site: Site, html: str):
         f"{site.study.table.event.sum()} events",
         "each patient tested once",
         f"snn has the highest C-index: {summary.c_index['snn']:.3f}",
-        f"{summary.c_index_ci_low['snn']:.3f}–{summary.c_index_ci_high['snn']:.3f}",
+        f"[{summary.c_index_ci_low['snn']:.3f}, {summary.c_index_ci_high['snn']:.3f}]",
+        f"{summary.noise_floor['snn']:.3f} {summary.c_index_shuffled['snn']:.3f}",
+        f"{summary.hazard_ratio['snn']:.2f} [{summary.hazard_ratio_ci_low['snn']:.2f}, {summary.hazard_ratio_ci_high['snn']:.2f}]",
+        f"Splits {summary.splits['snn']} : the first digits",
+        "clinical reference",
+        "no epochs",
+        "The noise floor is what that habit prints",
+        "omics.tsv.gz rnaseq counts detected log2(CPM + 1) 95 1496 12",
         f"{summary.c_index_best_epoch['snn']:.3f}",
         f"+{summary.optimism['snn']:.3f}",
-        "Not told apart from chance (interval contains 0.5): mlp+wide.",
+        "Not told apart from chance (interval contains 0.5):",
         "mlp+wide: failed in fold 1 (the loss is not finite); its figures are those of the other folds.",
         "only 2 folds",
         "Without a prediction: 1 (lacks omics).",
@@ -175,9 +203,11 @@ def test_the_page_says_what_was_found_and_what_was_not(site: Site, html: str):
         assert expected in text
 
 
-def test_models_are_ordered_by_c_index_whatever_their_order_in_the_summary(html: str):
+def test_models_are_ordered_by_c_index_whatever_their_order_in_the_summary(site: Site, html: str):
     cards = re.findall(r"<h3>([^<]+)</h3>", html)
-    assert cards == ["snn", "mlp+wide"]
+    summary = pd.read_csv(site.root / "summary.tsv", sep="\t").dropna(subset=["c_index"])
+    assert cards == list(summary.sort_values("c_index", ascending=False).model)
+    assert cards[0] == "snn"
 
 
 def test_excluded_slides_come_first_in_the_gallery(html: str):
@@ -185,7 +215,8 @@ def test_excluded_slides_come_first_in_the_gallery(html: str):
 
 
 def test_figures_are_also_files_and_are_those_of_the_page(site: Site, html: str):
-    names = {"forest.svg", "km-snn.svg", "training-snn.svg", "km-mlp+wide.svg", "training-mlp+wide.svg"}
+    names = {"forest.svg", "ranks.svg", "training-snn.svg", "training-mlp+wide.svg"}
+    names |= {f"{figure}-{model}.svg" for figure in ("km", "calibration") for model in MODELS}
     assert {path.name for path in (site.root / "figures").iterdir()} == names
     assert {(site.root / "figures" / name).read_bytes() for name in names} == set(images(html, r"svg\+xml"))
 
@@ -222,7 +253,7 @@ def test_text_of_every_table_is_escaped(site: Site, tmp_path: Path):
         return tmp_path / path.name
 
     summary = pd.read_csv(site.root / "summary.tsv", sep="\t", dtype=str, keep_default_na=False)
-    summary[["modalities", "note", "failed_folds"]] = EVIL
+    summary[["modalities", "note", "failed_folds", "splits"]] = EVIL
     summary.loc[summary.model == "transmil", "model"] = EVIL
     write_table(summary, tmp_path / "summary.tsv")
     html = site.write(
@@ -232,6 +263,10 @@ def test_text_of_every_table_is_escaped(site: Site, tmp_path: Path):
         summary=tmp_path / "summary.tsv",
         flow=poisoned(site.flow, "step", "reason"),
         excluded=poisoned(site.excluded, "id", "stage", "reason", "remedy"),
+        reference=EVIL,
+        comparison=poisoned(site.pairs, "model_a", "note"),
+        ranks=poisoned(site.ranks, "model"),
+        omics_tables=poisoned(site.omics, "file", "kind", "unit", "source", "transform"),
         manifests=[poisoned(site.manifest, "status", "mpp_source")],
         quality=poisoned(site.quality, "slide_id", "status", "stage", "reason", "mpp_source", "flags"),
         provenance={EVIL: EVIL},
@@ -245,7 +280,9 @@ def test_text_of_every_table_is_escaped(site: Site, tmp_path: Path):
 def test_an_unpredicted_reason_is_escaped_too(site: Site):
     site.study.change("snn", 1, unpredicted={"P001": EVIL})
     try:
-        assert EVIL not in site.write("reason.html")
+        reason = site.write("reason.html", **(NO_FIGURES | {"models": {"snn": site.study.folders("snn")}}))
+        assert EVIL not in reason
+        assert "Without a prediction: 1 (<script>" in Page(reason).text
     finally:
         site.study.change("snn", 1, unpredicted={"P001": "lacks omics"})
 
@@ -254,15 +291,8 @@ def test_a_study_without_slides_or_models_still_has_a_page(site: Site, tmp_path:
     write_summary([], {"snn": "no modality"}, tmp_path / "summary.tsv")
     empty = pd.DataFrame(columns=["kind", "id", "stage", "reason", "remedy"])
     write_table(empty, tmp_path / "excluded.tsv")
-    changes = {
-        "summary": tmp_path / "summary.tsv",
-        "models": {},
-        "manifests": (),
-        "quality": None,
-        "overlays": (),
-        "excluded": tmp_path / "excluded.tsv",
-    }
-    text = Page(site.write("bare.html", **changes, provenance=None)).text
+    changes = {"summary": tmp_path / "summary.tsv", "excluded": tmp_path / "excluded.tsv", "manifests": (), "quality": None, "overlays": ()}
+    text = Page(site.write("bare.html", **changes, **NO_FIGURES, reference=None, omics_tables=None, provenance=None)).text
     assert "No model was evaluated." in text
     assert "Nothing was excluded." in text
     assert "snn no modality" in text
@@ -278,7 +308,8 @@ def test_a_model_all_of_whose_folds_failed_is_still_shown(site: Site, tmp_path: 
     paths = {"patients": study.patients, "splits": study.splits}
     evaluate_model(cohort="demo", model="snn", endpoint="os", folds=study.folders("snn"), output=output, bootstrap=10, seed=1, **paths)
     write_summary([output], {}, tmp_path / "summary.tsv")
-    text = Page(site.write("failed.html", summary=tmp_path / "summary.tsv", models={"snn": study.folders("snn")}, **paths)).text
+    changes = {"summary": tmp_path / "summary.tsv", "models": {"snn": study.folders("snn")}, "comparison": None, "calibration": None}
+    text = Page(site.write("failed.html", **changes, **paths)).text
     assert "snn: failed in fold 0 (out of memory), 1 (out of memory), 2 (out of memory); it has no figures." in text
     assert "No model has a C-index from an epoch that was fixed without the test patients." in text
 
@@ -288,39 +319,12 @@ def test_the_gallery_is_capped_and_says_how_many_more(site: Site, tmp_path: Path
     for path in overlays:
         path.write_bytes(site.overlays[0].read_bytes())
     overlays[3].write_bytes(b"not an image")
-    html = site.write("many.html", overlays=overlays)
+    html = site.write("many.html", overlays=overlays, **NO_FIGURES)
     assert len(re.findall("<figcaption><b>T", html)) == MAX_OVERLAYS
     assert len(images(html, "jpeg")) == MAX_OVERLAYS - 1
     text = Page(html).text
     assert "24 of 30 slides, excluded slides first; the other 6 overlays are in slides/tissue/" in text
     assert "overlay cannot be read" in text
-
-
-def row(model: str, c: float, low: float, high: float, **more: object) -> dict:
-    return {"model": model, "c_index": c, "c_index_ci_low": low, "c_index_ci_high": high, "folds": 5, "optimism": np.nan, "ibs": 0.2} | {
-        "c_index_best_epoch": np.nan, "failed_folds": "", "note": "", **more}  # fmt: skip
-
-
-def test_an_optimistic_figure_is_never_called_the_highest():
-    cheat = row("cheat", 0.9, 0.8, 0.95, note="epoch chosen on the test fold (best_val) in fold 0: c_index is optimistic")
-    found = findings(pd.DataFrame([cheat, row("fair", 0.7, 0.65, 0.75), row("weak", 0.5, 0.4, 0.6)]))
-    assert found[0] == ("result", "fair has the highest C-index: 0.700 (95 % interval 0.650 to 0.750, mean over 5 folds).")
-    assert ("problem", "Epoch chosen on the test fold, C-index optimistic: cheat.") in found
-    assert ("caution", "Not told apart from chance (interval contains 0.5): weak.") in found
-
-
-def test_overlapping_intervals_are_not_ranked():
-    found = findings(pd.DataFrame([row("a", 0.7, 0.65, 0.75), row("b", 0.68, 0.62, 0.74), row("c", 0.6, 0.55, 0.64)]))
-    assert found[0][1].endswith("The intervals of 1 of the 2 other models reach into its interval: this table does not rank them.")
-
-
-def test_one_model_is_not_called_the_highest_and_bad_calibration_is_said():
-    found = findings(pd.DataFrame([row("snn", 0.585, 0.529, 0.637, ibs=0.337, optimism=0.037, c_index_best_epoch=0.622)]))
-    assert [sentence for _, sentence in found] == [
-        "snn has a C-index of 0.585 (95 % interval 0.529 to 0.637, mean over 5 folds).",
-        "Survival curves worse than predicting 0.5 for everybody at all times (IBS above 0.25): snn.",
-        "Choosing each fold's epoch on its own test patients would add 0.037 to the C-index: 0.622 in place of 0.585.",
-    ]
 
 
 def test_slides_that_failed_or_are_flagged_are_listed_on_the_page(html: str):
@@ -334,11 +338,68 @@ def test_slides_that_failed_or_are_flagged_are_listed_on_the_page(html: str):
 def test_more_flagged_slides_than_fit_are_counted(site: Site, tmp_path: Path):
     rows = [(f"S{i:03d}", "ok", "patches", "", 1, "header", 1.0, "pale") for i in range(62)]
     write_table(pd.DataFrame(rows, columns=QUALITY), tmp_path / "qc.tsv")
-    text = Page(site.write("flagged.html", quality=tmp_path / "qc.tsv")).text
+    text = Page(site.write("flagged.html", quality=tmp_path / "qc.tsv", **NO_FIGURES)).text
     assert "62 of 62 slides failed or are flagged: pale (62)." in text
     assert "… and 12 more in slides/qc.tsv" in text
 
 
 def test_slides_without_a_flag_are_said_to_have_none(site: Site, tmp_path: Path):
     write_table(pd.DataFrame([("S0", "ok", "patches", "", 1, "header", 1.0, "")], columns=QUALITY), tmp_path / "qc.tsv")
-    assert "No slide failed and none is flagged." in Page(site.write("clean.html", quality=tmp_path / "qc.tsv")).text
+    assert "No slide failed and none is flagged." in Page(site.write("clean.html", quality=tmp_path / "qc.tsv", **NO_FIGURES)).text
+
+
+def without(path: Path, output: Path, *columns: str) -> Path:
+    """The table with those columns emptied."""
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    table[list(columns)] = ""
+    write_table(table, output)
+    return output
+
+
+def test_a_study_without_a_control_says_how_to_run_one(site: Site, html: str, tmp_path: Path):
+    command = "--config controls='{shuffled_labels: 3}'"
+    assert command not in Page(html).text
+    bare = without(site.root / "summary.tsv", tmp_path / "summary.tsv", "noise_floor", "c_index_shuffled")
+    text = Page(site.write("control.html", summary=bare, **NO_FIGURES)).text
+    assert command in text
+    assert "Noise floor" not in text
+
+
+def test_the_page_renders_without_what_is_optional(site: Site):
+    names = ("reference", "omics_tables", "quality", "provenance")
+    text = Page(site.write("least.html", **dict.fromkeys(names), **(NO_FIGURES | {"models": {"snn": site.study.folders("snn")}}))).text
+    assert "Models against each other" not in text
+    assert "clinical reference" not in text
+    assert "Molecular table" not in text
+
+
+def test_pairs_are_on_the_page_with_the_better_model_first(site: Site, html: str):
+    pairs = pd.read_csv(site.pairs, sep="\t").set_index(["model_a", "model_b"])
+    pair = pairs.loc[("snn", "coxnet+clinical")]
+    assert pair.difference > 0, "the network sees the planted hazard"
+    assert f"snn coxnet+clinical reference +{pair.difference:.3f}" in Page(html).text
+
+
+def test_ranks_are_drawn_with_their_warning(html: str):
+    assert "With so few folds".lower() in Page(html).text.lower()
+
+
+def test_many_models_are_folded_away(site: Site, html: str, monkeypatch: pytest.MonkeyPatch):
+    assert "<details" not in html
+    monkeypatch.setattr("pipeline.report.page.OPEN_CARDS", 1)
+    monkeypatch.setattr("pipeline.report.page.MATRIX_FROM", 3)
+    models = {model: site.study.folders(model) for model in MODELS[:2]}
+    many = site.write("folded.html", models=models, calibration=None)
+    assert "Matrix of differences between all pairs of models" in many
+    (site.root / "figures/differences.svg").unlink()
+    assert "Click a model to open it." in Page(many).text
+    assert many.count("<details") == 2
+
+
+def test_a_patient_tested_in_every_repeat_is_counted_once(site: Site, tmp_path: Path):
+    splits = pd.read_csv(site.study.splits, sep="\t")
+    both = pd.concat([splits, splits.assign(fold=splits.fold + 3)])
+    write_table(both, tmp_path / "splits.tsv")
+    assert "6 folds each patient tested 2 times" in Page(site.write("twice.html", splits=tmp_path / "splits.tsv", **NO_FIGURES)).text
+    write_table(both[(both.fold != 3) | (both.set == "train")], tmp_path / "splits.tsv")
+    assert "5 folds 90 patients tested" in Page(site.write("some.html", splits=tmp_path / "splits.tsv", **NO_FIGURES)).text

@@ -1,0 +1,33 @@
+"""Whether a fetched file is what its name says, as far as that shows without reading its meaning."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+HEAD = 512
+
+
+def damage(path: Path, name: str) -> str | None:
+    """Why the bytes at `path` cannot be a file called `name`, or None.
+
+    Found: an empty file, a page in place of data, and with ``.gz`` a stream that is none, is cut short or fails its CRC.
+    """
+    with open(path, "rb") as handle:
+        head = handle.read(HEAD)
+    if not head:
+        return "the file is empty"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page came in place of the file"
+    return _broken_gzip(path) if name.endswith(".gz") else None
+
+
+def _broken_gzip(path: Path) -> str | None:
+    try:
+        with gzip.open(path, "rb") as handle:
+            while handle.read(1 << 22):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        return f"the gzip file is broken ({error})"
+    return None

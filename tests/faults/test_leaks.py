@@ -1,0 +1,157 @@
+"""Nothing of a test patient reaches training, no order of rows reaches a result, and permuted labels predict nothing."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from tests.faults.test_own_data import COHORT, own  # noqa: F401  (a fixture)
+
+from pipeline import study as studies
+from pipeline.cohort.patients import build_cohort
+from pipeline.cohort.splits import build_splits
+from pipeline.config import fill_defaults, merge, schema
+from pipeline.demo.tables import write_tables
+from pipeline.evaluation.model import evaluate_model
+from pipeline.omics.groups import build_groups
+from pipeline.omics.matrix import build_matrix
+from pipeline.tables import read_table, write_table
+from pipeline.training.fold import train_fold
+
+STUDY = {
+    "name": "leaks",
+    "seed": 1,
+    "data_dir": "",
+    "synthetic": False,
+    "title": "Leaks",
+    "omics": {"tables": [{"file": "expression.tsv.gz", "kind": "rnaseq"}], "groups": {"families": {"file": "families.tsv"}}},
+    "tables": {"clinical": {"file": "clinical.tsv", "columns": ["age", "sex", "stage"]}},
+    "endpoints": {"os": {"table": "clinical.tsv", "time": "time_months", "event": "event"}},
+    "splits": {"folds": 2},
+    "models": ["snn"],
+    "training": {"epochs": 3},
+}
+SELECTED = {"omics": {"select": {"method": "univariate", "features": 40}}}
+OUTPUTS = {"predictions": "predictions.tsv", "history": "history.tsv", "weights": "model.safetensors", "model": "model.yaml"}
+
+
+class Tables:
+    """A small cohort on disk, prepared as the rules prepare it, and trained as they train it."""
+
+    def __init__(self, folder: Path, patients: int = 40) -> None:
+        self.data, self.folder = folder / "data", folder
+        write_tables(self.data, patients=patients)
+        (folder / "cohort").mkdir(parents=True)
+
+    def study(self, **changes) -> dict:
+        return fill_defaults(merge({**STUDY, "data_dir": str(self.data)}, changes), schema("cohort"))
+
+    def prepare(self, splits: Path | None = None) -> None:
+        study, cohort = self.study(), self.folder / "cohort"
+        build_matrix(studies.omics_tables(study), self.folder / "omics.h5", cohort / "tables.tsv")
+        build_groups(self.folder / "omics.h5", studies.groupings(study), cohort / "groups.tsv", cohort / "coverage.tsv")
+        tables = {name: cohort / f"{name}.tsv" for name in ("patients", "flow", "excluded")}
+        build_cohort(studies.endpoint(study), omics=self.folder / "omics.h5", vectors=studies.tables(study), **tables)
+        if splits:
+            (cohort / "splits.tsv").write_bytes(splits.read_bytes())
+        else:
+            build_splits(cohort / "patients.tsv", studies.splits(study), cohort / "splits.tsv", seed=1)
+
+    def train(self, model: str, fold: int = 0, **changes) -> Path:
+        cohort, folder = self.folder / "cohort", self.folder / model / f"fold{fold}"
+        folder.mkdir(parents=True)
+        files = {"patients": cohort / "patients.tsv", "splits": cohort / "splits.tsv", "matrix": self.folder / "omics.h5"}
+        files |= {"groups": cohort / "groups.tsv", "manifest": None, "bags": {}}
+        shuffled = changes.pop("shuffled", None)
+        settings = studies.fold_settings(self.study(**changes), model, shuffled)
+        train_fold(settings=settings, fold=fold, files=files, outputs={k: folder / v for k, v in OUTPUTS.items()}, code="test")
+        return folder
+
+
+def rewrite(path: Path, change) -> None:
+    """`change` a table, read as text, in place."""
+    table = read_table(path)
+    write_table(change(table), path)
+
+
+@pytest.mark.parametrize("model", ["snn", "snntrans", "coxnet", "rsf", "coxnet+clinical"])
+def test_a_test_patient_changes_nothing_that_is_fitted(tmp_path, model):
+    """Features, clinical values and follow-up of every test patient are replaced: weights, scalers, bins and selection keep their bytes."""
+    first, second = Tables(tmp_path / "a"), Tables(tmp_path / "b")
+    first.prepare()
+    splits = first.folder / "cohort" / "splits.tsv"
+    table = read_table(splits)
+    tested = set(table.patient_id[(table.fold == "0") & (table.set == "test")])
+
+    def disturb(table: pd.DataFrame) -> pd.DataFrame:
+        rows = table["patient_id"].isin(tested)
+        for column in [c for c in table if c not in ("patient_id", "event", "site")]:
+            table.loc[rows, column] = [str(7 + i % 5) for i in range(rows.sum())]
+        if "event" in table:
+            table.loc[rows, "event"] = ["1", "0"] * (rows.sum() // 2) + ["1"] * (rows.sum() % 2)
+        return table
+
+    for name in ("expression.tsv.gz", "clinical.tsv"):
+        rewrite(second.data / name, disturb)
+    second.prepare(splits)
+    a, b = (tables.train(model, **SELECTED) for tables in (first, second))
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert (a / "model.yaml").read_text() == (b / "model.yaml").read_text()
+    assert (a / "predictions.tsv").read_bytes() != (b / "predictions.tsv").read_bytes()
+    assert yaml.safe_load((a / "model.yaml").read_text())["failure"] is None
+
+
+@pytest.mark.slow
+def test_the_order_of_rows_changes_no_output_byte(own, tmp_path):  # noqa: F811
+    """All tables, the gene sets and the imported lists are shuffled; every table of the results keeps its bytes."""
+    lists = {"scheme": "imported", "folds": 2, "file": "lists.tsv", "column": "fold", "train": None, "test": "{fold}"}
+    cohort = {"splits": lists, "models": ["snn", "snntrans", "coxnet", "rsf"], "controls": {"shuffled_labels": 1}}
+    cohort |= {"tables": {"clinical": {"file": "clinical.tsv", "columns": ["age", "sex", "stage"]}}, "options": {"rsf": {"trees": 20}}}
+    cohort |= {"omics": merge(COHORT["omics"], SELECTED["omics"])}
+
+    def write_lists(data: Path) -> None:
+        ids = read_table(data / "clinical.tsv").patient_id
+        write_table(pd.DataFrame({"patient_id": ids, "fold": np.arange(len(ids)) % 2}), data / "lists.tsv")
+
+    def shuffle(data: Path) -> None:
+        for number, name in enumerate(("clinical.tsv", "expression.tsv.gz", "families.tsv", "lists.tsv")):
+            rewrite(data / name, lambda table, seed=number: table.sample(frac=1, random_state=seed))
+
+    def outputs() -> dict[str, bytes]:
+        results = tmp_path / "results/mine"
+        names = [p for p in results.rglob("*") if p.suffix in (".tsv", ".yaml", ".safetensors", ".h5") and "benchmarks" not in p.parts]
+        return {str(p.relative_to(results)): p.read_bytes() for p in sorted(names)}
+
+    own(write_lists, cohort, fails=False)
+    before = outputs()
+    own(shuffle, cohort, fails=False)
+    after = outputs()
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+    assert len([name for name in before if name.endswith("model.safetensors")]) == 20
+
+
+@pytest.mark.slow
+def test_permuted_labels_give_intervals_around_one_half_at_the_nominal_rate(tmp_path):
+    """Features that know nothing, 20 cohorts of 200: the 95 % interval holds 0.5 in at least 16 of 20 (binomial: 99.7 %)."""
+    rng = np.random.default_rng(5)
+    covered = 0
+    for repetition in range(20):
+        tables = Tables(tmp_path / str(repetition), patients=200)
+        with gzip.open(tables.data / "expression.tsv.gz", "rt") as handle:
+            columns = handle.readline().rstrip("\n").split("\t")[:41]
+        ids = read_table(tables.data / "clinical.tsv").patient_id
+        noise = pd.DataFrame(rng.normal(size=(len(ids), 40)).round(4), columns=columns[1:])
+        write_table(pd.concat([ids, noise], axis=1), tables.data / "expression.tsv.gz")
+        rewrite(tables.data / "families.tsv", lambda table, kept=columns: table[table["gene"].isin(kept)])
+        tables.prepare()
+        folders = [tables.train("snn", fold, shuffled=repetition) for fold in range(2)]
+        cohort, output = tables.folder / "cohort", tables.folder / "evaluation.tsv"
+        named = {"cohort": "leaks", "model": "snn", "endpoint": "os", "patients": cohort / "patients.tsv", "splits": cohort / "splits.tsv"}
+        evaluate_model(**named, folds=folders, output=output, calibration=tables.folder / "calibration.tsv", bootstrap=500, seed=repetition)
+        row = read_table(output).iloc[0]
+        covered += float(row.c_index_ci_low) <= 0.5 <= float(row.c_index_ci_high)
+    print(f"{covered} of 20 intervals hold 0.5")
+    assert covered >= 16
