@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from tests.faults.test_own_data import COHORT, own  # noqa: F401  (a fixture)
 
 from pipeline import study as studies
 from pipeline.cohort.patients import build_cohort
@@ -69,6 +68,16 @@ class Tables:
         train_fold(settings=settings, fold=fold, files=files, outputs={k: folder / v for k, v in OUTPUTS.items()}, code="test")
         return folder
 
+    def evaluate(self, model: str, folders: list[Path], seed: int = 1) -> Path:
+        cohort, row = self.folder / "cohort", self.folder / model / "evaluation.tsv"
+        files = {"patients": cohort / "patients.tsv", "splits": cohort / "splits.tsv", "output": row, "calibration": row.with_name("c.tsv")}
+        evaluate_model(cohort="leaks", model=model, endpoint="os", folds=folders, bootstrap=500, seed=seed, **files)
+        return row
+
+    def outputs(self) -> dict[str, bytes]:
+        files = [path for path in sorted(self.folder.rglob("*")) if path.is_file() and self.data not in path.parents]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+
 
 def rewrite(path: Path, change) -> None:
     """`change` a table, read as text, in place."""
@@ -103,34 +112,20 @@ def test_a_test_patient_changes_nothing_that_is_fitted(tmp_path, model):
     assert yaml.safe_load((a / "model.yaml").read_text())["failure"] is None
 
 
-@pytest.mark.slow
-def test_the_order_of_rows_changes_no_output_byte(own, tmp_path):  # noqa: F811
-    """All tables, the gene sets and the imported lists are shuffled; every table of the results keeps its bytes."""
-    lists = {"scheme": "imported", "folds": 2, "file": "lists.tsv", "column": "fold", "train": None, "test": "{fold}"}
-    cohort = {"splits": lists, "models": ["snn", "snntrans", "coxnet", "rsf"], "controls": {"shuffled_labels": 1}}
-    cohort |= {"tables": {"clinical": {"file": "clinical.tsv", "columns": ["age", "sex", "stage"]}}, "options": {"rsf": {"trees": 20}}}
-    cohort |= {"omics": merge(COHORT["omics"], SELECTED["omics"])}
-
-    def write_lists(data: Path) -> None:
-        ids = read_table(data / "clinical.tsv").patient_id
-        write_table(pd.DataFrame({"patient_id": ids, "fold": np.arange(len(ids)) % 2}), data / "lists.tsv")
-
-    def shuffle(data: Path) -> None:
-        for number, name in enumerate(("clinical.tsv", "expression.tsv.gz", "families.tsv", "lists.tsv")):
-            rewrite(data / name, lambda table, seed=number: table.sample(frac=1, random_state=seed))
-
-    def outputs() -> dict[str, bytes]:
-        results = tmp_path / "results/mine"
-        names = [p for p in results.rglob("*") if p.suffix in (".tsv", ".yaml", ".safetensors", ".h5") and "benchmarks" not in p.parts]
-        return {str(p.relative_to(results)): p.read_bytes() for p in sorted(names)}
-
-    own(write_lists, cohort, fails=False)
-    before = outputs()
-    own(shuffle, cohort, fails=False)
-    after = outputs()
-    assert before.keys() == after.keys()
-    assert [name for name in before if before[name] != after[name]] == []
-    assert len([name for name in before if name.endswith("model.safetensors")]) == 20
+def test_the_order_of_rows_changes_no_output_byte(tmp_path):
+    """The rows of all tables and of the gene sets are shuffled; every file that is made keeps its bytes."""
+    first, second = Tables(tmp_path / "a"), Tables(tmp_path / "b")
+    for number, name in enumerate(("clinical.tsv", "expression.tsv.gz", "families.tsv")):
+        rewrite(second.data / name, lambda table, seed=number: table.sample(frac=1, random_state=seed))
+    for tables in (first, second):
+        tables.prepare()
+        for model in ("snn", "snntrans", "coxnet", "rsf", "coxnet+clinical"):
+            folders = [tables.train(model, fold, **SELECTED) for fold in range(2)]
+            tables.evaluate(model, folders)
+    a, b = first.outputs(), second.outputs()
+    assert a.keys() == b.keys()
+    assert [name for name in a if a[name] != b[name]] == []
+    assert len([name for name in a if name.endswith("model.safetensors")]) == 10
 
 
 @pytest.mark.slow
@@ -148,10 +143,7 @@ def test_permuted_labels_give_intervals_around_one_half_at_the_nominal_rate(tmp_
         rewrite(tables.data / "families.tsv", lambda table, kept=columns: table[table["gene"].isin(kept)])
         tables.prepare()
         folders = [tables.train("snn", fold, shuffled=repetition) for fold in range(2)]
-        cohort, output = tables.folder / "cohort", tables.folder / "evaluation.tsv"
-        named = {"cohort": "leaks", "model": "snn", "endpoint": "os", "patients": cohort / "patients.tsv", "splits": cohort / "splits.tsv"}
-        evaluate_model(**named, folds=folders, output=output, calibration=tables.folder / "calibration.tsv", bootstrap=500, seed=repetition)
-        row = read_table(output).iloc[0]
+        row = read_table(tables.evaluate("snn", folders, seed=repetition)).iloc[0]
         covered += float(row.c_index_ci_low) <= 0.5 <= float(row.c_index_ci_high)
     print(f"{covered} of 20 intervals hold 0.5")
     assert covered >= 16

@@ -17,7 +17,7 @@ def settings():
 @pytest.mark.parametrize("cohort", studies.cohort_names())
 def test_every_shipped_cohort_is_valid_and_its_models_exist(settings, cohort):
     study = studies.load_study(settings, cohort)
-    for model in study["models"]:
+    for model in studies.all_models(study):
         assert studies.model_needs(study, model)
 
 
@@ -25,7 +25,7 @@ def test_the_template_is_valid_and_explains_every_key():
     file = ROOT / "cohorts" / "template.yaml"
     document = validate(read_yaml(file), "cohort", file, fill=False)
     schema = read_yaml(ROOT / "schemas" / "cohort.schema.yaml")
-    missing = set(schema["properties"]) - set(document) - {"synthetic", "data_dir"}
+    missing = set(schema["properties"]) - set(document) - {"synthetic", "data_dir", "extends"}
     assert not missing
 
 

@@ -15,14 +15,14 @@ def jobs(text: str) -> dict[str, int]:
 def test_the_demo_is_chunks_folds_and_models(tmp_path):
     found = jobs(run(tmp_path, "-n", "--quiet", "rules", "--", "results/demo/report.html"))
     assert (
-        found.items() >= {"demo_slides": 4, "tissue": 4, "patches": 4, "features": 4, "train_fold": 20, "evaluate": 4, "summary": 1}.items()
+        found.items() >= {"demo_slides": 4, "tissue": 4, "patches": 4, "features": 4, "train_fold": 25, "evaluate": 5, "summary": 1}.items()
     )
 
 
 def test_a_cohort_without_its_slides_runs_only_what_it_can(tmp_path, realdata):
     text = run(tmp_path, "-n", "--quiet", "rules", "--config", f"data_dir={realdata}", "--", "results/blca/summary.tsv")
     found = jobs(text)
-    assert found["train_fold"] == 5
+    assert found["train_fold"] == 30  # five models of omics and the clinical reference
     assert "tissue" not in found
 
 

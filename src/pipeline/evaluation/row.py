@@ -90,12 +90,12 @@ def summary_row(
         "hazard_ratio_ci_low": ratio_ci.low,
         "hazard_ratio_ci_high": ratio_ci.high,
         "c_index_best_epoch": best_mean,
-        "optimism": best_mean - _mean(c),
+        "optimism": round(best_mean - _mean(c), 9) + 0.0,  # the history holds ten digits
         "c_index_shuffled": _mean(control.honest for control in controls),
         "noise_floor": _mean(control.best_epoch for control in controls),
         "unpredicted": len({p for f in folds for p in f.unpredicted} - predicted.keys()),
         "params": max((f.params for f in folds if np.isfinite(f.params)), default=np.nan),
-        "train_seconds": sum(f.train_seconds for f in folds if np.isfinite(f.train_seconds)),
+        "train_seconds": _sum(f.train_seconds for f in folds),
         "failed_folds": ", ".join(f"{f.number} ({' '.join(f.failure.split())})" for f in folds if f.failure),
         "note": "; ".join(notes),
     }
@@ -104,6 +104,12 @@ def summary_row(
 def _pooled(folds: list[Fold]) -> dict[str, Figure]:
     """What needs the patients of all folds together."""
     return {"d_calibration_p": d_calibration(folds), "logrank_p": logrank(folds), "hazard_ratio": hazard_ratio(folds)}
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Of the finite values; NaN where there is none."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(sum(known)) if known else np.nan
 
 
 def _mean(values: Iterable[float]) -> float:

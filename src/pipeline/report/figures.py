@@ -80,11 +80,12 @@ def draw_forest(summary: pd.DataFrame, path: Path, *, measure: str = "C-index", 
             axes.axvline(figure, color=BLUE, alpha=0.35, linewidth=1.4, label=f"the reference, {reference}", zorder=0.5)
         colours = [GREY if is_optimistic(row._asdict()) else BLUE for row in table.itertuples()]
         axes.hlines(rows, table.c_index_ci_low, table.c_index_ci_high, colors=colours, linewidth=2)
-        axes.hlines(rows, table.c_index, table.c_index_best_epoch, color=VERMILLION, linewidth=1, linestyle=(0, (1, 1.5)), zorder=1)
+        habit = table.c_index_best_epoch.where(table.optimism != 0)  # nothing to show where there was no epoch to choose
+        axes.hlines(rows, table.c_index, habit, color=VERMILLION, linewidth=1, linestyle=(0, (1, 1.5)), zorder=1)
         axes.plot([], [], "-s", color=BLUE, markersize=7, linewidth=2, label="honest: mean over folds, 95 % interval")
         axes.scatter(table.c_index, rows, marker="s", s=49, c=colours, zorder=2.5)
         hollow = {"markerfacecolor": "white", "markeredgecolor": VERMILLION, "markeredgewidth": 1.5}
-        axes.plot(table.c_index_best_epoch, rows, "D", markersize=6.5, label="habit: best epoch chosen on the test fold", **hollow)
+        axes.plot(habit, rows, "D", markersize=6.5, label="habit: best epoch chosen on the test fold", **hollow)
         if table.noise_floor.notna().any():
             label = "noise floor: that habit on permuted training labels"
             axes.plot(table.noise_floor, rows, "|", color=AMBER, markersize=15, markeredgewidth=3, label=label, zorder=2.2)

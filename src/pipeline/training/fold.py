@@ -115,9 +115,10 @@ class Fold:
         history = trainer.fit(train, inner, self.labels(self.test), checkpoint, key)
         self.trainer = trainer
         self.facts |= {"epochs": len(history), "selection": self.protocol.selection}
-        if not self.protocol.epochs:
+        if self.protocol.epochs:
+            self.facts["train_seconds"] = training_seconds(self.model, self.offered.data, train.patients, len(history))
+        else:  # it has fitted itself: its operations are not counted, and what it learnt is in buffers
             self.facts["params"] = sum(values.numel() for values in self.model.state_dict().values())
-        self.facts["train_seconds"] = training_seconds(self.model, self.offered.data, train.patients, len(history))
         return history
 
     def predict(self) -> pd.DataFrame:
