@@ -28,7 +28,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = {"row": mark.line + 1} if mark else {}
-        raise InputError(f"not valid YAML ({getattr(error, 'problem', error)})", file=path, **where) from error
+        tab = mark and "\t" in path.read_text(encoding="utf-8").splitlines()[mark.line]
+        remedy = "YAML allows no tabs: indent by spaces." if tab else ""
+        raise InputError(f"not valid YAML ({getattr(error, 'problem', error)})", file=path, remedy=remedy, **where) from error
     if not isinstance(document, dict):
         raise InputError("holds no mapping", file=path, found=type(document).__name__, expected="key: value pairs")
     return document
@@ -106,7 +108,17 @@ def _explain(error: Any, file: str | Path) -> InputError:
             f"{path!r} has an unknown value", file=file, found=error.instance, expected="one of " + ", ".join(allowed), remedy=remedy
         )
     expected = {"type": f"a value of type {error.validator_value}"}.get(error.validator, f"{error.validator} {error.validator_value}")
-    return InputError(f"{path!r} has an unusable value", file=file, found=error.instance, expected=expected)
+    remedy = _other_type(error.instance, error.validator_value) if error.validator == "type" else ""
+    return InputError(f"{path!r} has an unusable value", file=file, found=error.instance, expected=expected, remedy=remedy)
+
+
+def _other_type(found: Any, wanted: str | list[str]) -> str:
+    """How to write a value that YAML reads as another type than the schema wants."""
+    if wanted == "string" and isinstance(found, bool):
+        return "Put it in quotes: YAML takes yes, no, on and off for true and false."
+    if wanted == "string" and isinstance(found, (int, float)):
+        return f"Put it in quotes: '{found}'."
+    return f"Write it as a list: [{found}]." if wanted == "array" and isinstance(found, str) else ""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

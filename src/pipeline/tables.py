@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.identifiers import check_id
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 FIRST_ROW = 2
+SEPARATORS = {";": "semicolons", ",": "commas", "\t": "tabs"}
+WITH_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
 
 
 def read_rows(path: str | Path) -> Iterator[list[str]]:
@@ -44,11 +47,24 @@ def read_lines(path: str | Path, newline: str | None = None) -> Iterator[str]:
     path = Path(path)
     if not path.is_file():
         raise InputError("no such table", file=path, expected="a TSV file", remedy="Check the path and `data_dir`.")
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline=newline) as handle:
+        with opened(path, "rt", encoding="utf-8-sig", newline=newline) as handle:
             yield from handle
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+    except UnicodeDecodeError as error:
+        with opened(path, "rb") as handle:
+            row = next(number for number, line in enumerate(handle, start=1) if not _is_utf8(line))
+        remedy = "Save it with the encoding UTF-8, which spreadsheets offer when a table is exported."
+        raise InputError("cannot be read as text", file=path, row=row, expected="UTF-8 text, plain or gzip", remedy=remedy) from error
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot be read as text ({error})", file=path, expected="UTF-8 text, plain or gzip") from error
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        return bool(line.decode("utf-8-sig") or True)
+    except UnicodeDecodeError:
+        return False
 
 
 def _checked(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
@@ -77,13 +93,15 @@ def _checked(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
         yield cells
 
 
-def _require(columns: Sequence[str], header: list[str], path: str | Path) -> None:
+def _require(columns: Sequence[str], header: list[str], path: str | Path, otherwise: str = "") -> None:
+    """Raise `InputError` for the first absent column; `otherwise`: the remedy where nothing better is known."""
     for column in columns:
         if column not in header:
             seen = ", ".join([*header[:8], *["…"][: len(header) > 8]])
-            remedy = nearest(column, header)
-            if len(header) == 1 and ("," in seen or ";" in seen):
-                remedy = "The table seems not to be separated by tabs: save it as TSV."
+            remedy = nearest(column, header) or otherwise
+            mark = next((mark for mark in SEPARATORS if mark in header[0]), None)
+            if len(header) == 1 and mark:
+                remedy = f"The table seems to be separated by {SEPARATORS[mark]}: save it as TSV, under a name that ends in .tsv."
             raise InputError(f"lacks the column {column!r}", file=path, found=seen, expected=repr(column), remedy=remedy)
 
 
@@ -95,7 +113,8 @@ def read_table(path: str | Path, required: Sequence[str] = (), *, patient_id: st
     """
     rows = read_rows(path)
     header = next(rows)
-    _require([*required, *([patient_id] if patient_id else [])], header, path)
+    _require([patient_id] if patient_id else [], header, path, "A table has one row a patient, and his id in this column.")
+    _require(required, header, path)
     missing = set(MISSING)
     body = [[np.nan if cell in missing else cell for cell in cells] for cells in rows]
     table = pd.DataFrame(body, columns=header, dtype=object)
@@ -115,7 +134,7 @@ def read_numbers(
     """
     rows = read_rows(path)
     header = next(rows)
-    _require([patient_id], header, path)
+    _require([patient_id], header, path, "A table has one row a patient, and his id in this column.")
     names = choose([name for name in header if name != patient_id])
     where = {name: at for at, name in enumerate(header)}
     at_id, at_values = where[patient_id], [where[name] for name in names]
@@ -183,13 +202,14 @@ def numeric(table: pd.DataFrame, columns: str | Sequence[str], path: str | Path,
 
 
 def _not_a_number(path: str | Path, row: int, column: str, found: str, *, allow_missing: bool) -> InputError:
+    comma = " without a comma (decimals have a point)" if WITH_COMMA.fullmatch(found) else ""
     return InputError(
         "cell is not a number",
         file=path,
         row=row,
         column=column,
         found=found or "an empty cell",
-        expected="a finite number" + (" or an empty cell" if allow_missing else ""),
+        expected="a finite number" + comma + (" or an empty cell" if allow_missing else ""),
         remedy="Correct the cell, or leave it empty." if allow_missing else "Fill in the value or remove the row.",
     )
 

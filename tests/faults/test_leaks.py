@@ -112,6 +112,21 @@ def test_a_test_patient_changes_nothing_that_is_fitted(tmp_path, model):
     assert yaml.safe_load((a / "model.yaml").read_text())["failure"] is None
 
 
+def test_a_code_that_only_test_patients_have_changes_nothing_that_is_fitted(tmp_path):
+    first, second = Tables(tmp_path / "a"), Tables(tmp_path / "b")
+    first.prepare()
+    table = read_table(first.folder / "cohort" / "splits.tsv")
+    tested = table.patient_id[(table.fold == "0") & (table.set == "test")]
+    rewrite(second.data / "clinical.tsv", lambda t: t.assign(stage=t.stage.where(~t.patient_id.isin(tested), "9")))
+    second.prepare(first.folder / "cohort" / "splits.tsv")
+    coded = {"tables": {"clinical": {"categorical": ["stage"]}}}
+    for model in ("tabular_mlp", "coxnet+clinical"):
+        a, b = (tables.train(model, **coded) for tables in (first, second))
+        assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+        assert (a / "model.yaml").read_text() == (b / "model.yaml").read_text()
+        assert "stage=9" not in (b / "model.yaml").read_text()
+
+
 def test_the_order_of_rows_changes_no_output_byte(tmp_path):
     """The rows of all tables and of the gene sets are shuffled; every file that is made keeps its bytes."""
     first, second = Tables(tmp_path / "a"), Tables(tmp_path / "b")

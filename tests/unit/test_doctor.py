@@ -32,7 +32,7 @@ from pipeline.doctor.weights import Weights
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.slides.encoders.table import EncoderSpec
-from pipeline.tables import read_table
+from pipeline.tables import read_table, write_table
 
 sys.path.insert(0, str(Path(__file__).parent / "slides"))
 from synthetic_slides import picture, write_svs
@@ -53,7 +53,8 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
     for file in (tmp_path / "config" / "cohorts").iterdir():
         file.unlink()
     monkeypatch.setattr(configuration, "ROOT", tmp_path / "config")
-    monkeypatch.setattr(studies, "ROOT", tmp_path / "config")
+    for part in (studies.loading, studies.models, studies.slides, studies.inputs):
+        monkeypatch.setattr(part, "ROOT", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "data"
     data.mkdir()
@@ -84,12 +85,16 @@ def told(capsys: pytest.CaptureFixture[str], section: str) -> list[str]:
 
 
 def test_a_cohort_is_examined_from_its_file_to_its_cost(cohort, slides, tmp_path, capsys):
-    data = cohort(endpoints=FOLLOW_UP, models=["abmil", "snn"], slides={"chunks": 1})
-    (data / "clinical.tsv").write_text("patient_id\tmonths\tdead\na\t3\t1\nb\t5\t0\n")
+    data = cohort(endpoints=FOLLOW_UP, models=["abmil", "snn"], slides={"chunks": 1}, splits={"folds": 2})
+    (data / "clinical.tsv").write_text("patient_id\tmonths\tdead\na\t3\t1\nb\t50\t1\n")
     assert main(["mine", "--tsv", str(tmp_path / "slides.tsv")]) == 0
     assert told(capsys, "cohort mine") == [
         f"  OK    settings         {tmp_path / 'config/cohorts/mine.yaml'} is valid; data in {data}",
-        f"  OK    follow-up        {data / 'clinical.tsv'}: 2 patients",
+        f"  OK    follow-up        {data / 'clinical.tsv'}: 2 patients, 2 events, followed for up to 50.0 months (median 26.5)",
+        "  OK    patients         2: 2 with wsi",
+        "  OK    splits           kfold, 2 folds: 1 patients tested, 1 with event",
+        "  WARN  splits           patients with event in the smallest test fold: 1",
+        "                         → Fewer folds or another endpoint would tell more: figures of so few pairs are chance.",
         "  WARN  models           snn needs omics, which cohort mine lacks",
         "  WARN  models           coxnet+clinical needs clinical, which cohort mine lacks",
         "  OK    models           abmil will run",
@@ -220,12 +225,150 @@ def test_tables_that_cannot_be_used_fail(cohort, capsys):
 
 def test_a_study_of_which_no_model_can_run_fails(cohort, capsys):
     data = cohort(endpoints=FOLLOW_UP)
-    (data / "clinical.tsv").write_text("patient_id\tmonths\tdead\na\t3\t1\n")
+    (data / "clinical.tsv").write_text("patient_id\tmonths\tdead\na\t30\t1\n")
     assert main(["mine"]) == 1
     assert told(capsys, "cohort mine")[2:] == [
         f"  WARN  models           abmil needs slides, which cohort mine lacks (no folder {data / 'slides'})",
         "  WARN  models           coxnet+clinical needs clinical, which cohort mine lacks",
         "  FAIL  models           none will run",
+    ]
+
+
+def patients(count: int = 30) -> pd.DataFrame:
+    """Follow-up and clinical columns of `count` patients, every second of whom has the event."""
+    number = np.arange(count)
+    ids, months = [f"P{i:03}" for i in number], 3.0 + 2 * number
+    return pd.DataFrame({"patient_id": ids, "months": months, "dead": number % 2, "age": 50 + number, "crp": number / 10})
+
+
+CLINICAL = {"file": "clinical.tsv", "columns": ["age"]}
+
+
+def own(cohort: Callable[..., Path], capsys: pytest.CaptureFixture[str], table: pd.DataFrame, **settings: object) -> list[str]:
+    """What the doctor tells of a cohort with the tables `clinical.tsv` and `blood.tsv`, both of them `table`, after its settings."""
+    base = {"endpoints": FOLLOW_UP, "tables": {"clinical": CLINICAL}, "models": ["tabular_mlp"], "splits": {"folds": 2}}
+    data = cohort(**{**base, **settings})
+    write_table(table, data / "clinical.tsv")
+    write_table(table.drop(columns=["months", "dead"]), data / "blood.tsv")
+    main(["mine"])
+    return told(capsys, "cohort mine")[1:]
+
+
+def test_tables_are_read_joined_and_split_as_the_workflow_will_do_it(cohort, tmp_path, capsys):
+    lines = own(cohort, capsys, patients(), tables={"clinical": CLINICAL, "blood": {"file": "blood.tsv"}})
+    data = tmp_path / "data"
+    assert lines == [
+        f"  OK    follow-up        {data / 'clinical.tsv'}: 30 patients, 15 events, followed for up to 61.0 months (median 32.0)",
+        f"  OK    blood            {data / 'blood.tsv'}: 30 patients, 2 features",
+        f"  OK    clinical         {data / 'clinical.tsv'}: 30 patients, 1 features",
+        "  OK    patients         30: 30 with blood, 30 with clinical",
+        "  OK    splits           kfold, 2 folds: 15 patients tested, 7–8 with event",
+        "  OK    models           tabular_mlp, coxnet+clinical will run",
+    ]
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_unit_that_makes_nobody_die_of_age_is_asked_about(cohort, capsys):
+    lines = own(cohort, capsys, patients().assign(months=lambda t: 30 * t["months"]))
+    assert lines[1:3] == [
+        "  WARN  follow-up        the longest follow-up is 1,830.0 months (152.5 years)",
+        "                         → Is the column 'months' in months? See `unit` of the endpoint.",
+    ]
+
+
+@pytest.mark.parametrize("cell", ["<0.6", "0,6"])
+def test_a_column_of_numbers_that_a_few_cells_turn_into_text_is_named(cohort, capsys, cell):
+    table = patients().astype({"crp": object})
+    table.loc[3, "crp"] = cell
+    lines = own(cohort, capsys, table, tables={"clinical": CLINICAL, "blood": {"file": "blood.tsv"}})
+    assert "1 features; text of many values is not read: crp" in lines[1]
+    assert lines[2] == f"  WARN  blood            column 'crp' is not read as numbers for its text: row 5 holds {cell!r}"
+
+
+def test_a_table_whose_ids_match_nobody_fails(cohort, capsys):
+    data = cohort(
+        endpoints=FOLLOW_UP, models=["snn"], splits={"folds": 2}, tables={"clinical": CLINICAL}, omics={"tables": [{"file": "rna.tsv"}]}
+    )
+    write_table(patients(), data / "clinical.tsv")
+    barcodes = [f"{patient}-01A" for patient in patients()["patient_id"]]
+    write_table(pd.DataFrame({"patient_id": barcodes, "TP53_rnaseq": np.linspace(-1.5, 1.5, 30)}), data / "rna.tsv")
+    assert main(["mine"]) == 1
+    lines = told(capsys, "cohort mine")
+    wrong = "nobody has omics; data there of P000-01A, P001-01A, P002-01A and 27 more, follow-up of P000, P001, P002 and 27 more"
+    assert f"  FAIL  patients         {wrong}" in lines
+    assert lines[2] == "  OK    omics            rna.tsv: 30 patients, 1 rnaseq features, zscore (detected)"
+
+
+def test_molecular_numbers_of_unknown_unit_and_lacking_genes_are_named(cohort, capsys):
+    data = cohort(models=["snn"], omics={"tables": [{"file": "rna.tsv"}], "groups": {"families": {"file": "f.tsv", "min_coverage": 0.9}}})
+    write_table(pd.DataFrame({"patient_id": ["A", "B"], "TP53_rnaseq": [7000.5, 1.5], "KRAS_rnaseq": [1.0, 2.0]}), data / "rna.tsv")
+    (data / "f.tsv").write_text("family\tgene\nx\tTP53\ny\tKRAS\ny\tEGFR\n")
+    main(["mine"])
+    assert told(capsys, "cohort mine")[1:4] == [
+        "  WARN  omics            rna.tsv: 2 patients, 2 rnaseq features, of unknown unit, kept as they are",
+        "                         → State `unit`, so that counts and TPM become logarithms.",
+        "  WARN  gene groups      families: 1 of 2 groups, 67 % of their genes are measured: y have too few",
+    ]
+
+
+def test_an_option_that_the_model_lacks_fails_and_the_model_is_not_said_to_run(cohort, capsys):
+    lines = own(cohort, capsys, patients(), options={"tabular_mlp": {"droput": 0.5}})
+    assert lines[-3].startswith(
+        "  FAIL  models           tabular_mlp: unknown option of tabular_mlp; found 'droput', expected one of modali"
+    )
+    assert lines[-2:] == ["                         → Did you mean 'dropout'?", "  OK    models           coxnet+clinical will run"]
+
+
+def test_the_same_is_told_of_a_model_of_slides_that_cannot_be_set_up_yet(cohort, slides, tmp_path, capsys):
+    cohort(options={"abmil": {"droput": 0.5}}, endpoints=FOLLOW_UP)
+    assert main(["mine"]) == 1
+    file = tmp_path / "config/cohorts/mine.yaml"
+    assert any(f"  FAIL  models           {file}: unknown option of abmil; found 'droput'" in line for line in told(capsys, "cohort mine"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            {"models": ["snntrans"]},
+            "snntrans: SNNTrans reads 'families', a grouping of the omics features, which the cohort does not offer",
+        ),
+        (
+            {"models": ["snn"], "omics": {"select": {"method": "variance", "features": {"cna": 3}}}},
+            "snn: no feature of this kind to select",
+        ),
+        ({"models": ["snn"], "training": {"loss": "cox", "batch_size": 1}}, "snn: config/models/snn.yaml: the Cox loss compares the"),
+    ],
+)
+def test_what_would_fail_every_fold_of_a_model_is_found_by_setting_one_up(cohort, capsys, tmp_path, settings, problem):
+    omics = {"tables": [{"file": "rna.tsv"}], **settings.pop("omics", {})}
+    (tmp_path / "data").mkdir(exist_ok=True)
+    values = pd.DataFrame(np.random.default_rng(1).normal(size=(30, 3)), columns=["A_rnaseq", "B_rnaseq", "C_rnaseq"])
+    write_table(values.assign(patient_id=patients()["patient_id"]), tmp_path / "data" / "rna.tsv")
+    lines = own(cohort, capsys, patients(), omics=omics, **settings)
+    assert any(line.startswith(f"  FAIL  models           {problem}") for line in lines), lines
+    assert "  OK    models           coxnet+clinical will run" in lines
+
+
+def test_lists_of_splits_and_a_condition_that_cannot_be_used_fail(cohort, tmp_path, capsys):
+    lists = {"scheme": "imported", "folds": 2, "file": "fold_{fold}.tsv"}
+    assert f"  FAIL  splits           {tmp_path / 'data/fold_0.tsv'}: no such file." in own(cohort, capsys, patients(), splits=lists)
+    condition = {"table": "clinical.tsv", "column": "age", "values": ["abc"]}
+    lines = own(cohort, capsys, patients(), include=[condition])
+    assert "column 'age': no patient has this value of `include`; found 'abc'" in lines[2]
+    assert not any(line[8:].startswith("splits") for line in lines)  # there is nobody to split
+
+
+def test_bags_and_the_files_of_an_mri_table_are_looked_for(cohort, tmp_path, capsys):
+    np.savez(cohort() / "tma.npz", features=np.ones((3, 2), np.float32), patient_id=np.array(["P000", "P000", "P001"]))
+    (tmp_path / "data" / "cases.tsv").write_text("patient_id\tsequence\timage\tmask\nP000\tt2\ti.nii\tm.nii\n")
+    lines = own(cohort, capsys, patients(), bags={"tma": {"file": "tma.npz"}, "mri": {"manifest": "cases.tsv"}})
+    data = tmp_path / "data"
+    assert lines[2:6] == [
+        f"  OK    mri              {data / 'cases.tsv'}: 1 patients, 1 images of t2",
+        f"  WARN  mri              2 files are absent: {data / 'i.nii'}, {data / 'm.nii'}",
+        "                         → Paths count from the folder of the table.",
+        f"  OK    tma              {data / 'tma.npz'}: 2 patients with 1 to 2 instances",
     ]
 
 

@@ -43,8 +43,9 @@ def test_reads_plain_gzipped_and_comma_separated_files_alike(tmp_path, name):
         ('a\tb\n"P\t1\n', "t.tsv: cannot be read as TSV (unexpected end of data);"),
         (
             "a,b\nP,1\n",
-            "t.tsv: lacks the column 'a'; found 'a,b', expected 'a'. The table seems not to be separated by tabs: save it as TSV.",
+            "t.tsv: lacks the column 'a'; found 'a,b', expected 'a'. The table seems to be separated by commas: save it as TSV",
         ),
+        ("a;b\nP;1,5\n", "t.tsv: lacks the column 'a'; found 'a;b', expected 'a'. The table seems to be separated by semicolons: save"),
         ("patient\tb\nP\t1\n", "t.tsv: lacks the column 'a'; found 'patient, b', expected 'a'."),
     ],
 )
@@ -98,7 +99,7 @@ def test_numbers_are_the_same_by_both_readers(tmp_path):
     np.testing.assert_array_equal(values, slow.to_numpy(np.float32))
 
 
-@pytest.mark.parametrize("cell", ["abc", "inf", "-Infinity", "1e39", "1,5", "1 2"])
+@pytest.mark.parametrize("cell", ["abc", "inf", "-Infinity", "1e39", "1.5.", "1 2"])
 def test_a_cell_that_is_not_a_number_is_named_with_row_and_column(tmp_path, cell):
     path = written(tmp_path, f"patient_id\tx\ty\nP1\t1\t2\nP2\t\t{cell}\n")
     expected = f"{path}, row 3, column 'y': cell is not a number; found {cell!r}, expected a finite number or an empty cell. Correct the"
@@ -140,3 +141,38 @@ def test_quotes_tabs_and_missing_values_survive_and_the_bytes_are_the_same_twice
     assert back["reason"].tolist()[:2] == ['say "no"', "a\tb"]
     assert back.isna().sum().to_dict() == {"reason": 1, "n": 0, "x": 1}
     assert back["x"].tolist()[1] == "0.3333333333"
+
+
+def test_a_semicolon_table_named_csv_is_told_from_one_with_commas(tmp_path):
+    path = written(tmp_path, "\ufeffpatient_id;age\r\nP1;62,8\r\n", "t.csv")
+    with pytest.raises(InputError, match=r"lacks the column 'patient_id'; .*separated by semicolons: save it as TSV"):
+        tables.read_table(path, patient_id="patient_id")
+
+
+def test_a_table_of_genes_by_patients_is_told_that_a_row_is_a_patient(tmp_path):
+    path = written(tmp_path, "gene\tA-1\tA-2\nTP53\t1\t2\n")
+    with pytest.raises(InputError, match=r"lacks the column 'patient_id'; .* A table has one row a patient, and his id in this column"):
+        tables.read_numbers(path, list)
+
+
+@pytest.mark.parametrize("encoding, row", [("latin-1", 3), ("utf-16", 1)])
+@pytest.mark.parametrize("name", ["t.tsv", "t.tsv.gz"])
+def test_text_in_another_encoding_is_named_with_its_row_and_utf8(tmp_path, name, encoding, row):
+    content = "id\tsex\nP1\tweiblich\nP2\tmännlich\n".encode(encoding)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(InputError) as error:
+        tables.read_table(path)
+    expected = "cannot be read as text; expected UTF-8 text, plain or gzip. Save it with the encoding UTF-8"
+    assert str(error.value).startswith(f"{path}, row {row}: {expected}")
+
+
+def test_a_decimal_comma_is_called_one_by_both_readers(tmp_path):
+    path = written(tmp_path, "id\tage\nP1\t61.5\nP2\t62,8\n")
+    message = (
+        r"row 3, column 'age': cell is not a number; found '62,8', expected a finite number without a comma \(decimals have a point\) or"
+    )
+    with pytest.raises(InputError, match=message):
+        tables.numeric(tables.read_table(path), "age", path)
+    with pytest.raises(InputError, match=message):
+        tables.read_numbers(path, list, patient_id="id")

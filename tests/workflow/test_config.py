@@ -71,3 +71,43 @@ def test_bad_yaml_names_the_line(tmp_path):
     file.write_text("title: x\nmodels: [a\nslides: {}\n")
     with pytest.raises(InputError, match=r"c.yaml, row 3: not valid YAML"):
         read_yaml(file)
+
+
+def invented(settings, monkeypatch, tmp_path, **changes):
+    """The demo's study with `changes`, as a cohort of one's own."""
+    for part in ("models", "schemas", "encoders.yaml"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    document = merge(read_yaml(ROOT / "cohorts" / "demo.yaml"), changes)
+    (tmp_path / "cohorts").mkdir()
+    (tmp_path / "cohorts" / "own.yaml").write_text(yaml.safe_dump(document))
+    for part in (studies.loading, studies.models):
+        monkeypatch.setattr(part, "ROOT", tmp_path)
+    return studies.load_study(settings, "own")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"tables": {"wsi": {"file": "a.tsv"}}}, r"tables.wsi has a name that is taken; found 'wsi: the slides'"),
+        ({"bags": {"omics": {"file": "a.npz"}}}, r"bags.omics has a name that is taken; found 'omics: the molecular tables'"),
+        ({"bags": {"mri": {"file": "a.npz"}}, "tables": {"mri": {"file": "a.tsv"}}}, r"tables.mri has a name .*; found 'mri: one of bags'"),
+        ({"options": {"coxnett": {"alpha": 1.0}}}, r"unknown model 'coxnett' under options.*Did you mean 'coxnet'\?"),
+        ({"options": {"abmil+survpat": {}}}, r"unknown variant 'abmil\+survpat' under options"),
+    ],
+)
+def test_names_that_clash_and_options_of_nobody_are_refused(settings, monkeypatch, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        invented(settings, monkeypatch, tmp_path, **changes)
+
+
+@pytest.mark.parametrize("scheme", ["imported", "monte_carlo"])
+def test_repeats_of_a_scheme_that_has_none_are_refused(settings, monkeypatch, tmp_path, scheme):
+    study = invented(settings, monkeypatch, tmp_path, splits={"scheme": scheme, "file": "list_{fold}.tsv", "repeats": 3})
+    with pytest.raises(InputError, match=rf"splits.repeats does nothing with the scheme '{scheme}'; found '3', expected 1"):
+        studies.fold_count(study)
+
+
+def test_a_list_whose_number_cannot_be_filled_in_is_named(settings, monkeypatch, tmp_path):
+    study = invented(settings, monkeypatch, tmp_path, splits={"scheme": "imported", "file": "list_{k}.tsv"})
+    with pytest.raises(InputError, match=r"splits.file has a place that is no fold's number; found '.*list_\{k\}.tsv', expected \{fold\}"):
+        studies.split_files(study)

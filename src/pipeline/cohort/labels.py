@@ -14,8 +14,9 @@ from pipeline.errors import InputError
 
 # One of these words is enough. A model's released prediction is an outcome too: it was fitted on the labels …
 _OUTCOME = re.compile(
-    r"events?|vital|surviv\w*|censor\w*|death|dead|deceased|died|alive|recurrence|relapse|progression"
-    r"|os|dss|css|pfi|pfs|dfi|dfs|rfs|mfs|dmfs|labels?|outcome|train|splits?|risks?|hazards?|predict(ion|ions|ed)"
+    r"events?|vital|\w*surviv\w*|\w*censor\w*|\w*death\w*|dead|deceased|died|alive|mortality|exitus|expired|recurrence|relapse|progression"
+    r"|(os|dss|css|pfi|pfs|dfi|dfs|rfs|mfs|dmfs)(times?|months?|days?|years?|status|events?)?"
+    r"|labels?|outcome|train|splits?|risks?|hazards?|predict(ion|ions|ed)"
 )
 # … these are harmless in company (`smoking_status`, `time_to_surgery`) and suspect alone or among themselves (`time_months`, `y_3y`) …
 _AMBIGUOUS = re.compile(
@@ -23,6 +24,7 @@ _AMBIGUOUS = re.compile(
 )
 # … and these say it together: cBioPortal's and GDC's follow-up fields, and who has which data.
 _PHRASE = re.compile(r"\b(disease|progress|metastasis) free\b|\b(neoplasm|tumou?r|cancer) status\b|^has (wsi|slides?|omics?\d*)$")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")  # VitalStatus
 _GENES = ("SET", "EFS")  # symbols of genes that would be suspect words
 
 
@@ -32,7 +34,7 @@ def label_like(column: str) -> bool:
     >>> [label_like(c) for c in ("OS.time", "survival_months", "time", "train", "smoking_status", "TIMELESS", "OS9")]
     [True, True, True, True, False, False, False]
     """
-    words = [word for word in re.split(r"[^a-z0-9]+", column.lower()) if word and not word.isdigit()]
+    words = [word for word in re.split(r"[^a-z0-9]+", _CAMEL.sub(" ", column).lower()) if word and not word.isdigit()]
     if column in _GENES or not words:
         return False
     return any(map(_OUTCOME.fullmatch, words)) or all(map(_AMBIGUOUS.fullmatch, words)) or bool(_PHRASE.search(" ".join(words)))

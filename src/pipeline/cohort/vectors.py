@@ -24,13 +24,18 @@ MOST_LEVELS = 20
 class Vectors:
     """values [P, d] float32 (NaN = missing, filled later by the training fold's `Scaler`); patients sorted; columns d names.
 
-    empty: patients, sorted, whose row holds no value; they lack the modality.
+    codes [d] bool: which columns are 0/1 for one category. empty: patients, sorted, whose row holds no value; they lack the modality.
     """
 
     values: np.ndarray
     patients: tuple[str, ...]
     columns: tuple[str, ...]
+    codes: np.ndarray
     empty: tuple[str, ...] = ()
+
+    def known_to(self, rows: np.ndarray) -> np.ndarray:
+        """Numbers [k] of the columns without the codes that none of `rows` has: those of other patients must not reach what is fitted."""
+        return np.flatnonzero(~self.codes | (self.values[rows] == 1).any(axis=0))
 
 
 def read_vectors(
@@ -40,9 +45,9 @@ def read_vectors(
     nothing but numbers and those of text with at most 20 different values (our choice; longer ones are named in the log).
 
     Columns of `categorical` (names or patterns) and of text become one 0/1 column a value, ``<column>=<value>``, values sorted (as
-    numbers where all are). The values are those of the whole table, so that every fold has the same columns; no label is
-    looked at. A missing cell gives zeros in all of them, in a numeric column NaN. A patient without any value is left out: he
-    lacks the modality.
+    numbers where all are). The values are those of the whole table; a fold then leaves out those that none of its training patients
+    has (`Vectors.known_to`). A missing cell gives zeros in all of them, in a numeric column NaN. A patient without any value is left
+    out: he lacks the modality.
 
     Raises `InputError` for a column that looks like an outcome or a split, listed or not, for a listed column that is absent or
     holds text without being categorical, for a categorical one that `columns` does not list, for a repeated or unsafe patient
@@ -64,13 +69,16 @@ def read_vectors(
         found = ", ".join(offered[:8])
         raise InputError("holds no value that can be read", file=file, found=found, expected="numbers, or text of few different values")
     numbers = _numbers(table, [name for name in chosen if name not in coded], file)
-    encoded = pd.concat([_one_hot(table[name]) if name in coded else numbers[name] for name in chosen], axis=1) if coded else numbers
+    one_hot = {name: _one_hot(table[name]) for name in chosen if name in coded}
+    encoded = pd.concat([one_hot[name] if name in coded else numbers[name] for name in chosen], axis=1) if coded else numbers
+    codes = {column for part in one_hot.values() for column in part}
     order = np.argsort(table["patient_id"].to_numpy(str), kind="stable")
     ids = table["patient_id"].to_numpy(object)
     return Vectors(
         encoded.to_numpy(np.float32)[order[some[order]]],
         tuple(ids[order[some[order]]]),
         tuple(encoded.columns),
+        np.array([column in codes for column in encoded], dtype=bool),
         tuple(ids[order[~some[order]]]),
     )
 

@@ -11,18 +11,19 @@ from typing import Any
 import pandas as pd
 
 from pipeline import study as studies
-from pipeline.cohort.followup import read_followup
 from pipeline.doctor import costs
-from pipeline.doctor.findings import FAIL, OK, WARN, Check, Finding, some
+from pipeline.doctor.findings import FAIL, OK, WARN, Check, Finding, examine, some
+from pipeline.doctor.intake import Intake, listed_slides
 from pipeline.doctor.slides import describe, probe, sample
 from pipeline.doctor.weights import Weights
 from pipeline.errors import InputError, nearest
 from pipeline.slides.encoders.network import EncoderSettings
 from pipeline.slides.encoders.table import encoder_spec
-from pipeline.slides.foreign import PATIENCE, list_foreign, read_foreign
-from pipeline.slides.listing import list_slides
+from pipeline.slides.foreign import PATIENCE, read_foreign
 from pipeline.slides.stages.manifests import FAILED, run_slides
-from pipeline.tables import read_rows, read_table
+from pipeline.tables import read_table
+
+MRI_ENCODER = "resnet50_cut"  # of bags that state none, as in pipeline.imaging.cases
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Cohort:
     study: dict[str, Any] | None = None
     weights: Weights | None = None
     probed: pd.DataFrame = field(default_factory=pd.DataFrame)
+    refused: set[str] = field(default_factory=set)
 
     def checks(self) -> Iterator[Check]:
         """In order; those that need the study are left out when its file is unusable."""
@@ -48,6 +50,7 @@ class Cohort:
         if self.study is not None:
             yield "tables", self.tables
             yield "models", self.models
+            yield "encoder", self.mri_weights
             if self.study["slides"].get("features"):
                 yield "features", self.features
             elif self.study["synthetic"] or studies.slides_absent(self.study) is None:
@@ -61,29 +64,9 @@ class Cohort:
         yield Finding(OK, "settings", f"{self.study['file']} is valid; data in {self.study['data_dir']}")
 
     def tables(self) -> Iterator[Finding]:
-        """Every table that the study names: there, readable, and with its id column."""
-        study = self.study
-        if study["synthetic"]:
-            yield Finding(OK, "tables", "are made by the workflow")
-            return
-        if study["endpoints"]:
-            yield from _told("follow-up", self._followup)
-        plain = [("omics", t["file"], "patient_id") for t in studies.omics_tables(study)]
-        plain += [(name, t["file"], t["patient_id"]) for name, t in studies.tables(study).items()]
-        plain += [("include", condition["table"], condition["column"]) for condition in studies.included(study)]
-        for kind, file, column in plain:
-            yield from _told(kind, lambda file=file, column=column: _header(file, column))
-        if study["omics"]["groups"]:
-            yield from _told("gene groups", lambda: ", ".join(studies.groupings(study)) or "none of the optional ones is there")
-        for file in studies.split_files(study):
-            if not Path(file).is_file():
-                yield Finding(FAIL, "splits", f"{file}: no such file", "Check `splits.file` and `data_dir`.")
-
-    def _followup(self) -> str:
-        wanted = studies.endpoint(self.study)
-        found = read_followup(**wanted)
-        left_out = f", {len(found.excluded)} left out" if len(found.excluded) else ""
-        return f"{wanted['file']}: {len(found.patients)} patients{left_out}"
+        intake = Intake(self.study)
+        yield from intake.findings()
+        self.refused = intake.refused
 
     def models(self) -> Iterator[Finding]:
         study = self.study
@@ -91,17 +74,18 @@ class Cohort:
             yield Finding(OK, "models", "none: the cohort has no follow-up, so features are all there will be")
             return
         absent = studies.not_run(study)
-        running = [model for model in studies.all_models(study) if model not in absent]
+        running = [model for model in studies.all_models(study) if model not in {*absent, *self.refused}]
         for model, reason in absent.items():
             yield Finding(WARN, "models", f"{model} {reason}")
+        for model in tuple(running):
+            for fault in examine([("models", lambda model=model: _settings(study, model))]):
+                running.remove(model)
+                yield fault
         yield Finding(OK if running else FAIL, "models", f"{', '.join(running) or 'none'} will run")
 
     def features(self) -> Iterator[Finding]:
         """Features that were made elsewhere: a sample of the files is read."""
-        slides, made = self.study["slides"], studies.made_features(self.study)
-        table = slides["table"] and studies.data_path(self.study, slides["table"])
-        folder = made["folder"]
-        listed = list_foreign(**made, patient_regex=slides["patient_id_pattern"], table=table)
+        listed, folder = listed_slides(self.study), studies.made_features(self.study)["folder"]
         with tempfile.TemporaryDirectory() as at:  # in a process of its own, as the slides
             manifest = Path(at) / "doctor.tsv"
             run_slides("doctor", sample(listed, self.count), _width, ["width"], manifest, PATIENCE)
@@ -123,15 +107,21 @@ class Cohort:
         self.weights = Weights(encoder_spec(slides["encoder"], self.study["encoders"]), settings)
         yield from self.weights.check()
 
+    def mri_weights(self) -> Iterator[Finding]:
+        """The encoders of bags that are made from MRI."""
+        for source in studies.bag_sources(self.study).values():
+            if "manifest" in source and source.get("rows") != "volume":
+                yield from Weights(encoder_spec(source.get("encoder", MRI_ENCODER), self.study["encoders"])).check()
+
     def slides(self) -> Iterator[Finding]:
         """List, probe a sample, measure, and reckon up."""
         study = self.study
         slides = {**study["slides"], "masks": studies.masks(study)}
-        table = slides["table"] and studies.data_path(study, slides["table"])
-        if study["synthetic"] and not (table and Path(table).is_file()):
+        table = slides["table"]
+        if study["synthetic"] and not (table and Path(studies.data_path(study, table)).is_file()):
             yield Finding(OK, "slides", "are made by the workflow")
             return
-        listed = list_slides(studies.data_path(study, slides["folder"]), slides["pattern"], slides["patient_id_pattern"], table)
+        listed = listed_slides(study)
         self.probed = probe(sample(listed, self.count), slides)
         yield from describe(self.probed, len(listed))
         rates = costs.measure(self.probed, slides, self.weights)
@@ -143,16 +133,16 @@ def _width(row: Mapping[str, Any]) -> dict[str, object]:
     return {"width": read_foreign(Path(row["path"])).features.shape[1]}
 
 
-def _told(subject: str, look: Any) -> Iterator[Finding]:
-    """What `look` returns, or why it could not."""
-    try:
-        yield Finding(OK, subject, look())
-    except InputError as error:
-        yield Finding(FAIL, subject, error.reason, error.remedy)
+def _settings(study: Mapping[str, Any], model: str) -> Iterator[Finding]:
+    """A finding where the study's `options` or `training` hold what the model does not know: every fold of it would fail."""
+    from pipeline.models.registry import load_model_config
+    from pipeline.training.fold import protocol_of
 
-
-def _header(file: str, column: str) -> str:
-    header = next(iter(read_rows(file)))
-    if column not in header:
-        raise InputError(f"lacks the column {column!r}", file=file, remedy=nearest(column, header))
-    return f"{file}: {len(header) - 1} columns"
+    name, _, variant = model.partition("+")
+    configured, settings = load_model_config(name, variant or None), studies.fold_settings(study, model)
+    for option in settings["options"]:
+        if option not in (known := configured["model"]):
+            problem, expected = f"unknown option of {model}", "one of " + ", ".join(known)
+            raise InputError(problem, file=study["file"], found=option, expected=expected, remedy=nearest(option, known))
+    protocol_of(configured["training"], settings, study["file"])
+    yield from ()

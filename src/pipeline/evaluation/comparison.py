@@ -39,7 +39,8 @@ class Common:
     """C-indices of some models on patients that all of them predict.
 
     patients: how many; folds: numbers of the K folds with a comparable pair; c: model → [K];
-    resampled: model → [replicates, K], from one draw for all models; test_share: n_test / n_train, mean over the folds.
+    resampled: model → [replicates, K], from one draw for all models; test_share: n_test / n_train of the split, mean over the folds
+    (a model that lacks patients lacks them on both sides); overlap: in how many of the folds a patient is tested, mean over the patients.
     """
 
     patients: int
@@ -47,6 +48,7 @@ class Common:
     c: Mapping[str, np.ndarray]
     resampled: Mapping[str, np.ndarray]
     test_share: float
+    overlap: float
 
 
 class Field:
@@ -75,7 +77,7 @@ class Field:
         patients = np.unique(np.concatenate([np.zeros(0, str), *shared.values()]))
         once = np.ones((1, len(patients)), np.float32)  # the cohort as it is goes first, then its resamples
         counts = np.concatenate([once, draw(len(patients), self.replicates, self.seed)])
-        folds, c = [], {model: [] for model in chosen}
+        folds, tested, c = [], [], {model: [] for model in chosen}
         for k, ids in shared.items():
             own = [self.models[model][k] for model in chosen]
             test, rows = own[0].test, np.searchsorted(own[0].test.patient_id, ids)
@@ -83,15 +85,18 @@ class Field:
             if not len(pairs.events) or not pairs.opponents.sum():
                 continue
             folds.append(k)
+            tested.append(ids)
             drawn = np.take(counts, np.searchsorted(patients, ids)[pairs.order], axis=1)
             count = resampled_pairs(pairs, drawn)
             for model, fold in zip(chosen, own, strict=True):
                 risk = fold.risk[np.searchsorted(fold.test.patient_id, ids)]
                 c[model].append(ratio(resampled_concordant(pairs, risk, drawn), count))
-        share = [len(shared[k]) / len(self.cohort.train[k].time) for k in folds if k in self.cohort.train]
+        share = [len(self.cohort.test[k].time) / len(self.cohort.train[k].time) for k in folds if k in self.cohort.train]
+        everyone = np.concatenate([np.zeros(0, str), *tested])
         all_c = {model: np.reshape(values, (len(folds), len(counts))).T for model, values in c.items()}
         observed, resampled = {m: x[0] for m, x in all_c.items()}, {m: x[1:] for m, x in all_c.items()}
-        return Common(len(patients), folds, observed, resampled, float(np.mean(share)) if share else np.nan)
+        overlap = len(everyone) / max(1, len(np.unique(everyone)))
+        return Common(len(patients), folds, observed, resampled, float(np.mean(share)) if share else np.nan, overlap)
 
 
 def compare_models(
@@ -205,23 +210,30 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def _rank_table(field: Field) -> pd.DataFrame:
-    """Mean ranks over the folds in which every model has a C-index, on the patients whom all predict; models without any fold unranked."""
+    """Mean ranks over the folds in which every model has a C-index, on the patients whom all predict; models without any fold unranked.
+
+    Friedman's and Nemenyi's tests take their blocks for independent. Folds that test the same patients again are not: K folds in which a
+    patient is tested m times, on average, count as K/m blocks (our choice; else repeats alone would make any two models differ).
+    """
     if len(field.models) < 2:
         return pd.DataFrame(columns=list(RANK_COLUMNS))
     ranked = [model for model in field.models if field.predicted[model]]
-    scores = np.zeros((0, len(ranked)))
+    scores, overlap = np.zeros((0, len(ranked))), 1.0
     if len(ranked) > 1:
         common = field.common(ranked)
-        scores = np.column_stack([common.c[model] for model in ranked])
+        scores, overlap = np.column_stack([common.c[model] for model in ranked]), common.overlap
     ranks = pd.DataFrame(-scores, columns=ranked).rank(axis=1)
-    folds, p = len(ranks), friedman_p(ranks.to_numpy())
-    width = critical_difference(len(ranked), folds)
+    folds, p = len(ranks), friedman_p(ranks.to_numpy(), overlap)
+    width = critical_difference(len(ranked), folds / max(1.0, overlap))
     rows = [(model, ranks[model].mean() if model in ranks else np.nan, folds, p, width) for model in field.models]
     return pd.DataFrame(rows, columns=list(RANK_COLUMNS)).sort_values("mean_rank", kind="stable", ignore_index=True)
 
 
-def friedman_p(ranks: np.ndarray) -> float:
-    """p of the Friedman test for `ranks` [folds, models] (ties averaged, corrected for); NaN below 2 folds or where all models tie."""
+def friedman_p(ranks: np.ndarray, overlap: float = 1.0) -> float:
+    """p of the Friedman test for `ranks` [folds, models] (ties averaged, corrected for); NaN below 2 folds or where all models tie.
+
+    overlap: in how many folds a patient is tested; the statistic is divided by it.
+    """
     from scipy.special import chdtrc
 
     folds, models = ranks.shape
@@ -229,11 +241,14 @@ def friedman_p(ranks: np.ndarray) -> float:
     if folds < 2 or models < 2 or spread == 0:
         return np.nan
     statistic = (models - 1) * float(((ranks.sum(0) - folds * (models + 1) / 2) ** 2).sum()) / spread
-    return float(chdtrc(models - 1, statistic))
+    return float(chdtrc(models - 1, statistic / overlap))
 
 
-def critical_difference(models: int, folds: int) -> float:
-    """The difference of mean ranks that is significant at 0.05 by Nemenyi's test (Demšar 2006); NaN below 2 models or folds."""
+def critical_difference(models: int, folds: float) -> float:
+    """The difference of mean ranks that is significant at 0.05 by Nemenyi's test (Demšar 2006); NaN below 2 models or folds.
+
+    folds: independent ones; not whole where folds share test patients.
+    """
     from scipy.stats import studentized_range
 
     if models < 2 or folds < 2:

@@ -36,6 +36,7 @@ class Fold:
     train: follow-up of the training fold, the reference for censoring.
     unpredicted: patient → reason, for every test patient without a prediction (all of them where the fold failed).
     history: epoch, train_loss, inner_c_index, test_c_index, inner_loss (NaN where not recorded; no rows without a history).
+    selection, bins_from: of the protocol, how the epoch was chosen and whose times made the bins.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Fold:
     selection: str
     params: float
     train_seconds: float
+    bins_from: str = "train"
 
 
 def read_follow_up(patients: str | Path) -> pd.DataFrame:
@@ -143,9 +145,15 @@ def _read_fold(folder: Path, cohort: Cohort) -> Fold:
         history=_read_history(folder / "history.tsv"),
         modalities=tuple(settings.get("modalities") or ()),
         selection=str(settings.get("selection") or "last"),
-        params=float(settings.get("params") if settings.get("params") is not None else np.nan),
-        train_seconds=float(settings.get("train_seconds") if settings.get("train_seconds") is not None else np.nan),
+        params=_figure(settings, "params"),
+        train_seconds=_figure(settings, "train_seconds"),
+        bins_from=str((settings.get("protocol") or {}).get("bins_from") or "train"),
     )
+
+
+def _figure(settings: Mapping[str, object], name: str) -> float:
+    value = settings.get(name)
+    return np.nan if value is None else float(value)
 
 
 def _follow_up(table: pd.DataFrame, ids: np.ndarray) -> FollowUp:

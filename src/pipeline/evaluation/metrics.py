@@ -90,7 +90,8 @@ def fold_metrics(fold: Fold, kind: str = "survival") -> tuple[Concordance, dict[
 
     survival: ``c_index_uno`` (truncated at the horizon; Uno et al. 2011), ``ibs`` (Graf et al. 1999), ``auc`` (of the risk over
     time; Uno et al. 2007, mean of Lambert and Chevret 2016). binary: ``auc``, ``brier`` (mean squared error of the probability),
-    ``accuracy`` at probability 0.5, ``majority`` (share of the commoner label among the test patients: what guessing scores).
+    ``accuracy`` at probability 0.5, ``majority`` (share of test patients with the commoner label of the training fold: what guessing
+    scores).
     """
     return _binary_metrics(fold) if kind == "binary" else _survival_metrics(fold)
 
@@ -122,7 +123,8 @@ def _survival_metrics(fold: Fold) -> tuple[Concordance, dict[str, Figure]]:
 def _binary_metrics(fold: Fold) -> tuple[Concordance, dict[str, Figure]]:
     label = fold.test.event
     c = harrell(fold.test.time, label, fold.risk)
-    figures = {"auc": Figure(c.value, c.reason), "majority": Figure(max(label.mean(), 1 - label.mean()))}
+    guess = 2 * fold.train.event.sum() > len(fold.train.event)
+    figures = {"auc": Figure(c.value, c.reason), "majority": Figure(float(np.mean(label == guess)))}
     if len(fold.edges) != 1:
         unknown = Figure(np.nan, "predictions.tsv has no probability (one column surv_<window>)")
         return c, figures | {"brier": unknown, "accuracy": unknown}

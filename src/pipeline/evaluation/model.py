@@ -11,8 +11,8 @@ import pandas as pd
 
 from pipeline.errors import InputError
 from pipeline.evaluation.calibration import calibration_table
-from pipeline.evaluation.concordance import Bootstrap, Interval, bootstrap_intervals
-from pipeline.evaluation.folds import Cohort, folds_of, read_cohort
+from pipeline.evaluation.concordance import Bootstrap, Interval, bootstrap_intervals, harrell
+from pipeline.evaluation.folds import Cohort, Fold, folds_of, read_cohort
 from pipeline.evaluation.metrics import METRICS, hazard_ratio, logrank
 from pipeline.evaluation.row import Control, Scored, best_epoch_c, score, summary_row
 from pipeline.evaluation.summary import COLUMNS
@@ -52,7 +52,7 @@ def evaluate_model(
     by_fold = dict(zip([s.fold.number for s in usable], intervals.folds, strict=True))
     for one in scored:
         write_table(_fold_table(one, by_fold.get(one.fold.number), kind), one.fold.folder / "metrics.tsv")
-    controls = [_control(folders, known, kind) for folders in shuffled]
+    controls = [_control(folds_of(folders, known)) for folders in shuffled]
     row = {"model": model, "endpoint": endpoint, "splits": known.splits[:12], **summary_row(scored, intervals, bootstrap, kind, controls)}
     write_table(pd.DataFrame([row], columns=list(COLUMNS)), output)
     if calibration is not None:
@@ -72,14 +72,13 @@ def _check_kind(kind: str, cohort: Cohort, patients: Path) -> None:
         )
 
 
-def _control(folders: Sequence[Path], cohort: Cohort, kind: str) -> Control:
-    scored = [score(fold, kind) for fold in folds_of(folders, cohort)]
-    usable = [s for s in scored if s.usable]
-    return Control(
-        honest=float(np.mean([s.concordance.value for s in usable])) if usable else np.nan,
-        best_epoch=float(np.mean([best_epoch_c(s.fold).value for s in usable])) if usable else np.nan,
-        lost=len(scored) - len(usable),
-    )
+def _control(folds: Sequence[Fold]) -> Control:
+    c = np.array([harrell(fold.test.time, fold.test.event, fold.risk).value for fold in folds])
+    known = np.isfinite(c)
+    if not known.any():
+        return Control(np.nan, np.nan, len(folds))
+    best = np.array([best_epoch_c(fold).value for fold in folds])
+    return Control(float(c[known].mean()), float(best[known].mean()), int((~known).sum()))
 
 
 def _intervals(usable: list[Scored], *, replicates: int, seed: int) -> Bootstrap:

@@ -61,6 +61,7 @@ def summary_row(
     pairs = np.array([s.concordance.pairs for s in usable])
     best = [best_epoch_c(s.fold) for s in usable]
     best_mean = _mean([figure.value for figure in best])  # over the same folds as c_index, or not at all
+    honest = np.nan if any(s.fold.selection == "best_val" for s in usable) else _mean(c)  # the habit itself has none beside it
     pooled = _pooled(folds) if kind == "survival" else {}
     means, notes = _means(evaluated, kind)
     notes = [
@@ -78,7 +79,7 @@ def summary_row(
         "events": int(sum(predicted.values())),
         "folds": len(usable),
         "c_index": _mean(c),
-        "c_index_std": float(np.std(c)) if len(c) else np.nan,
+        "c_index_std": float(np.std(c)) if len(c) > 1 else np.nan,
         "c_index_ci_low": intervals.mean.low,
         "c_index_ci_high": intervals.mean.high,
         "c_index_pooled": float(ratio((c * pairs).sum(), pairs.sum())),
@@ -90,7 +91,7 @@ def summary_row(
         "hazard_ratio_ci_low": ratio_ci.low,
         "hazard_ratio_ci_high": ratio_ci.high,
         "c_index_best_epoch": best_mean,
-        "optimism": round(best_mean - _mean(c), 9) + 0.0,  # the history holds ten digits
+        "optimism": round(best_mean - honest, 9) + 0.0,  # the history holds ten digits
         "c_index_shuffled": _mean(control.honest for control in controls),
         "noise_floor": _mean(control.best_epoch for control in controls),
         "unpredicted": len({p for f in folds for p in f.unpredicted} - predicted.keys()),
@@ -138,6 +139,7 @@ def _reasons(metric: str, lacking: list[tuple[int, str]]) -> list[str]:
 def _protocol_notes(folds: list[Fold]) -> list[str]:
     chosen = [str(f.number) for f in folds if f.selection == "best_val"]
     notes = [f"{OPTIMISTIC} in fold {', '.join(chosen)}: c_index is optimistic"] if chosen else []
+    notes += ["time bins fitted with the test patients (bins_from: cohort)"] if any(f.bins_from == "cohort" for f in folds) else []
     for fold in folds:
         silent = sum(reason == NO_REASON for reason in fold.unpredicted.values())
         notes += [f"fold {fold.number}: {silent} test patients have neither a prediction nor a reason"] if silent else []

@@ -19,8 +19,8 @@ IMPUTATIONS = ("mean", "median", "most_frequent")
 class Scaler:
     """(x − center) / spread, then clipped, then missing values filled.
 
-    center, spread [F], or [1] when one pair serves all features; fill [F] = what `impute` says of the training feature, scaled (0
-    for a feature that no training patient has). All float32, so that a scaler read back gives the same bits.
+    center, spread [F], or [1] when one serves all features; fill [F] = what `impute` says of the training feature, scaled. A feature
+    that no training patient has becomes 0 for everybody. All float32, so that a scaler read back gives the same bits.
     """
 
     method: str
@@ -52,7 +52,9 @@ class Scaler:
             raise InputError("the training fold has no value to fit the scaling on", expected="at least one training patient with a value")
         center, spread = _range(values, known, method)
         spread = np.where(_is_constant(center, spread), 1.0, spread)
-        fill = np.where(known.any(axis=0), (_typical(values, known, impute) - center) / spread, 0.0)
+        if not (measured := known.any(axis=0)).all():
+            spread = np.where(measured, spread, np.inf)  # 0 for everybody: on its own scale it would go to weights that never saw it
+        fill = np.where(measured, (_typical(values, known, impute) - center) / spread, 0.0)
         bounded = fill if clip is None else np.clip(fill, -clip, clip)
         return cls(method, *(x.astype(np.float32) for x in (center, spread, bounded)), clip=clip, impute=impute)
 

@@ -18,13 +18,14 @@ OMICS_COUNTS = ["patients", "features", "missing"]
 def key_numbers(cohort: Cohort, slides: pd.DataFrame, summary: pd.DataFrame, kind: str) -> list[tuple[str, str, str]]:
     """(figure, unit, detail) of the strip under the title. slides: of `read_manifests`, may be empty."""
     follow_up = cohort.follow_up
-    events, ran = int(follow_up.event.sum()), int(summary.folds.notna().sum())
+    events, ran, absent = int(follow_up.event.sum()), int((summary.folds > 0).sum()), int(summary.folds.isna().sum())
+    failed = len(summary) - ran - absent
     observed = "" if kind == "binary" else f"{follow_up.time.median():.0f} months observed (median)"
     numbers = [
         (str(len(follow_up)), "patients", observed),
         (str(events), "positive" if kind == "binary" else "events", f"{events / max(len(follow_up), 1):.0%} of the patients"),
         (str(len(cohort.test)), "folds", _tested(cohort)),
-        (str(ran), "models evaluated", f"{len(summary) - ran} not run"),
+        (str(ran), "models evaluated", f"{absent} not run" + f", {failed} failed" * bool(failed)),
     ]
     if len(slides):
         ok = slides[slides.status == "ok"].slide_id.nunique()

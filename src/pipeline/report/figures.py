@@ -31,7 +31,7 @@ def draw_kaplan_meier(folds: list[Fold], caption: str, path: Path) -> None:
             _survival_curve(axes, time[members], event[members], label, colour)
         axes.set(ylim=(0, 1.02), ylabel="Survival probability")
         axes.set_xlim(0, max(float(time.max(initial=1.0)), 1e-9) * 1.02)
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)  # above: curves may be anywhere
         axes.text(0.02, 0.04, caption, transform=axes.transAxes, va="bottom", linespacing=1.5)
         ticks = [t for t in axes.get_xticks() if 0 <= t <= axes.get_xlim()[1]]
         table.set(ylim=(-0.6, 1.6), xlabel="Months", xticks=ticks)
@@ -80,7 +80,7 @@ def draw_forest(summary: pd.DataFrame, path: Path, *, measure: str = "C-index", 
             axes.axvline(figure, color=BLUE, alpha=0.35, linewidth=1.4, label=f"the reference, {reference}", zorder=0.5)
         colours = [GREY if is_optimistic(row._asdict()) else BLUE for row in table.itertuples()]
         axes.hlines(rows, table.c_index_ci_low, table.c_index_ci_high, colors=colours, linewidth=2)
-        habit = table.c_index_best_epoch.where(table.optimism != 0)  # nothing to show where there was no epoch to choose
+        habit = table.c_index_best_epoch.where(table.optimism > 0)  # nothing to show where there was no epoch to choose
         axes.hlines(rows, table.c_index, habit, color=VERMILLION, linewidth=1, linestyle=(0, (1, 1.5)), zorder=1)
         axes.plot([], [], "-s", color=BLUE, markersize=7, linewidth=2, label="honest: mean over folds, 95 % interval")
         axes.scatter(table.c_index, rows, marker="s", s=49, c=colours, zorder=2.5)

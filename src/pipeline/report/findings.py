@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,21 +14,27 @@ from pipeline.report.comparison import SIGNIFICANT, against
 COIN = 0.25  # integrated Brier score of predicting 0.5 for everybody at all times
 VISIBLE = 0.0005  # smaller differences are 0.000 on the page
 MAX_NAMES = 12
+_FAILED = re.compile(r"(\d+) \((.*?)\)(?:, (?=\d+ \()|$)")
 Finding = tuple[str, str]
 
 
 def findings(
-    table: pd.DataFrame, *, measure: str = "C-index", reference: str | None = None, pairs: pd.DataFrame | None = None
+    table: pd.DataFrame,
+    *,
+    measure: str = "C-index",
+    reference: str | None = None,
+    pairs: pd.DataFrame | None = None,
+    molecular: Sequence[Mapping[str, object]] = (),
 ) -> list[Finding]:
     """(kind, sentence) with kind ``result``, ``caution`` or ``problem``.
 
     table: the summary by descending c_index. measure: what `c_index` is called here. reference: the clinical model that all are held
-    against. pairs: of `read_comparison`, where models were compared.
+    against. pairs: of `read_comparison`, where models were compared. molecular: of `molecular_tables`.
     """
     known = table[np.isfinite(table.c_index)]
     fair = known[np.array([not is_optimistic(row) for row in known.to_dict("records")], bool)]
     return [
-        *_best(fair, measure),
+        *_best(known, fair, measure),
         *_separation(fair),
         *_reference(known, reference, pairs, measure),
         *_chance(known),
@@ -37,8 +44,17 @@ def findings(
         *_majority(known),
         *_optimistic(known, fair, measure),
         *_coverage(known),
+        *_units(molecular),
         *_failures(table),
     ]
+
+
+def failed_folds(text: str) -> str:
+    """The summary's ``failed_folds`` with each reason told once: ``0 (why), 1 (why)`` → ``0, 1 (why)``."""
+    folds: dict[str, list[str]] = {}
+    for fold, reason in _FAILED.findall(text):
+        folds.setdefault(reason, []).append(fold)
+    return "; ".join(f"{', '.join(numbers)} ({reason.rstrip('.')})" for reason, numbers in folds.items()) or text
 
 
 def _names(models: Iterable[str]) -> str:
@@ -52,7 +68,9 @@ def _about(kind: str, text: str, models: Iterable[str]) -> list[Finding]:
     return [(kind, f"{text}: {names}.")] if names else []
 
 
-def _best(fair: pd.DataFrame, measure: str) -> list[Finding]:
+def _best(known: pd.DataFrame, fair: pd.DataFrame, measure: str) -> list[Finding]:
+    if known.empty:
+        return [("problem", "No model has figures.")]
     if fair.empty:
         return [("problem", f"No model has {_article(measure)} {measure} from an epoch that was fixed without the test patients.")]
     best = fair.iloc[0]
@@ -153,9 +171,16 @@ def _coverage(known: pd.DataFrame) -> list[Finding]:
     return found
 
 
+def _units(molecular: Iterable[Mapping[str, object]]) -> list[Finding]:
+    text = "Of unknown unit, and read by the models as they are (counts and TPM would be made logarithms; state `unit`)"
+    return _about("caution", text, [f"the {table['kind']} values of {table['file']}" for table in molecular if table["unit"] == "unknown"])
+
+
 def _failures(table: pd.DataFrame) -> list[Finding]:
     failed = table[table.failed_folds != ""]
     rest = {True: "its figures are those of the other folds", False: "it has no figures"}
-    found = [("problem", f"{row.model}: failed in fold {row.failed_folds}; {rest[row.folds > 0]}.") for row in failed.itertuples()]
+    found = [
+        ("problem", f"{row.model}: failed in fold {failed_folds(row.failed_folds)}; {rest[row.folds > 0]}.") for row in failed.itertuples()
+    ]
     absent = table.model[table.folds.isna()]
     return found + ([("caution", f"Not run: {_names(absent)} (reasons below).")] if len(absent) else [])

@@ -18,7 +18,7 @@ from pipeline.report.calibration import draw_calibration, read_calibration
 from pipeline.report.cohort import excluded_groups, flow_steps, key_numbers, molecular_tables
 from pipeline.report.comparison import draw_matrix, pair_rows, read_comparison
 from pipeline.report.figures import draw_forest, draw_kaplan_meier, draw_training
-from pipeline.report.findings import findings
+from pipeline.report.findings import failed_folds, findings
 from pipeline.report.ranks import draw_ranks, rank_note, read_ranks
 from pipeline.report.slides import gallery, read_manifests, slide_section
 
@@ -70,7 +70,8 @@ def write_report(
     folds = {model: folds_of(folders, members) for model, folders in models.items()}
     slides = read_manifests(manifests)
     pairs = read_comparison(comparison) if comparison else None
-    cards = _Cards(Path(figures), kind, folds, calibration or {})
+    cards, molecular = _Cards(Path(figures), kind, folds, calibration or {}), molecular_tables(omics_tables)
+    known = bool(np.isfinite(table.c_index).any())
     context = {
         "cohort": cohort,
         "title": title,
@@ -78,8 +79,8 @@ def write_report(
         "measure": MEASURES[kind],
         "reference": reference,
         "numbers": key_numbers(members, slides, table, kind),
-        "findings": findings(table, measure=MEASURES[kind], reference=reference, pairs=pairs),
-        "forest": cards.draw("forest", draw_forest, table, measure=MEASURES[kind], reference=reference),
+        "findings": findings(table, measure=MEASURES[kind], reference=reference, pairs=pairs, molecular=molecular),
+        "forest": cards.draw("forest", draw_forest, table, measure=MEASURES[kind], reference=reference) if known else "",
         "rows": [cards.row(row) for row in table[table.folds.notna()].to_dict("records")],
         "shuffled": bool(table.noise_floor.notna().any()),
         "digests": sorted(set(table.splits[table.splits != ""])),
@@ -88,7 +89,7 @@ def write_report(
         "cards": [cards.card(row) for row in table.to_dict("records") if row["model"] in folds],
         "folded": len(folds) > OPEN_CARDS,
         "flow": flow_steps(flow),
-        "molecular": molecular_tables(omics_tables),
+        "molecular": molecular,
         "excluded": excluded_groups(excluded),
         "slides": slide_section(slides, quality),
         "gallery": gallery(overlays, slides),
@@ -129,9 +130,12 @@ class _Cards:
         folds = self.folds[model]
         unpredicted = pd.Series([reason for fold in folds for reason in fold.unpredicted.values()], dtype=object).value_counts(sort=False)
         reasons = sorted(unpredicted.items(), key=lambda item: (-item[1], item[0]))
-        return {"model": model, "row": row, "images": list(self._images(model, row)), "unpredicted": reasons}
+        failed = failed_folds(str(row["failed_folds"]))
+        return {"model": model, "row": row, "failed": failed, "images": list(self._images(model, row)), "unpredicted": reasons}
 
     def _images(self, model: str, row: dict[str, object]) -> Iterator[dict[str, str]]:
+        if not row["patients"]:
+            return
         if self.kind == "survival":
             image = self.draw(f"km-{model}", draw_kaplan_meier, self.folds[model], _separation(row))
             yield {"image": image, "alt": f"Kaplan–Meier curves of the high-risk and low-risk halves, {model}"}

@@ -31,8 +31,8 @@ class Offered:
     columns: dict[str, list[str]] = field(default_factory=dict)
 
 
-def load_bags(manifest: Path, patients: pd.DataFrame, train: Sequence[str], scaling: str) -> BagStore:
-    """Every patient's feature files, as the cohort's table lists his slides; `scaling` is `none` or `zscore`."""
+def load_bags(manifest: Path, patients: pd.DataFrame) -> BagStore:
+    """Every patient's feature files, as the cohort's table lists his slides."""
     rows = read_table(manifest, ["slide_id", "status", "features"])
     paths = dict(zip(rows["slide_id"], rows["features"], strict=True))
     files = {
@@ -42,18 +42,15 @@ def load_bags(manifest: Path, patients: pd.DataFrame, train: Sequence[str], scal
     }
     if not files:
         raise InputError("no patient of the cohort has features", file=manifest)
-    store = BagStore.open(files)
-    if scaling == "zscore":
-        store.fit_scaling(train)
-    return store
+    return BagStore.open(files)
 
 
-def training_rows(ids: Sequence[str], train: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def training_rows(ids: Sequence[str], train: pd.DataFrame, modality: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row numbers [n] of those of `ids` who are in `train` (patient_id, time, event), with their time [n] and event [n]."""
     known = train.set_index("patient_id")
     rows = np.array([i for i, patient in enumerate(ids) if patient in known.index], dtype=int)
     if not len(rows):
-        raise InputError("no patient of the training fold has this modality")
+        raise InputError(f"no patient of the training fold has {modality}")
     labels = known.loc[[ids[i] for i in rows]]
     return rows, labels["time"].to_numpy(float), labels["event"].to_numpy(int)
 
@@ -77,12 +74,11 @@ def offer(
 
     files: `matrix`, `groups`, `manifest` (a path or None), `bags` (modality → path). settings: see `study.fold_settings`.
     """
-    ids = list(train["patient_id"])
     found = Offered(CohortData({}, {}, {}), Inputs())
     bags, vectors, groups, sizes = {}, {}, {}, {}
     for modality in wanted:
         if modality == "wsi":
-            bags[modality] = load_bags(files["manifest"], patients, ids, settings["bag_scaling"])
+            bags[modality] = load_bags(files["manifest"], patients)
         elif modality in files["bags"]:
             bags[modality] = open_bag_store(files["bags"][modality])
         elif modality == "omics":
@@ -93,6 +89,9 @@ def offer(
             vectors[modality] = ({patient: i for i, patient in enumerate(owners)}, values)
         else:
             vectors[modality] = _table(modality, settings, train, found)
+    if settings["bag_scaling"] == "zscore":
+        for store in bags.values():
+            store.fit_scaling(list(train["patient_id"]))
     found.scaling |= {name: store.scaler for name, store in bags.items() if store.scaler}
     widths = {name: block.shape[1] for name, (_, block) in vectors.items()}
     found.inputs = Inputs({m: s.width for m, s in bags.items()}, widths, sizes, settings["bins"])
@@ -103,7 +102,7 @@ def offer(
 def _omics(file: Path, how: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
     """Scaled values [P, F] of the selected features, patients P, features F; notes scaling and columns in `found`."""
     matrix = read_matrix(file)
-    rows, time, event = training_rows(matrix.patients, train)
+    rows, time, event = training_rows(matrix.patients, train, "omics")
     kinds = [feature.rpartition("_")[2] for feature in matrix.features]
     chosen = Selection.fit(matrix.values[rows], time, event, how["select"]["method"], how["select"]["features"], kinds=kinds)
     values = matrix.values[:, chosen.columns]
@@ -114,9 +113,11 @@ def _omics(file: Path, how: Mapping[str, Any], train: pd.DataFrame, found: Offer
 
 
 def _table(modality: str, settings: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[dict[str, int], np.ndarray]:
-    """The scaled rows of a further table, by patient."""
+    """The scaled rows of a further table, by patient; a code that no training patient has is no column."""
     table, how = read_vectors(**settings["tables"][modality]), settings["table_scaling"][modality]
-    rows, _, _ = training_rows(table.patients, train)
-    scaler = Scaler.fit(table.values[rows], how["scaling"], None, how["impute"])
-    found.scaling[modality], found.columns[modality] = scaler, list(table.columns)
-    return {patient: i for i, patient in enumerate(table.patients)}, scaler.transform(table.values)
+    rows, _, _ = training_rows(table.patients, train, modality)
+    kept = table.known_to(rows)
+    values = table.values[:, kept]
+    scaler = Scaler.fit(values[rows], how["scaling"], None, how["impute"])
+    found.scaling[modality], found.columns[modality] = scaler, [table.columns[i] for i in kept]
+    return {patient: i for i, patient in enumerate(table.patients)}, scaler.transform(values)

@@ -63,7 +63,7 @@ class Fold:
     """The parts of one run; `facts` collects what model.yaml will say."""
 
     def __init__(self, settings: Mapping[str, Any], fold: int, files: Mapping[str, Any], facts: dict[str, Any]) -> None:
-        self.facts, options = facts, settings["options"]
+        self.facts, self.files, options = facts, input_states(files, settings), settings["options"]
         name, _, variant = settings["model"].partition("+")
         configured = load_model_config(name, variant or None)
         self.protocol = protocol_of(configured["training"], settings, f"config/models/{name}.yaml")
@@ -109,7 +109,7 @@ class Fold:
         if self.protocol.selection == "inner":
             train, inner = inner_split(train, self.protocol.inner_share, self.facts["seed"])
         key = hashlib.sha256(
-            json.dumps([self.facts, list(train.patients), list(self.test["patient_id"])], default=str).encode()
+            json.dumps([self.facts, self.files, list(train.patients), list(self.test["patient_id"])], default=str).encode()
         ).hexdigest()
         trainer = Trainer(self.model, self.offered.data, self.protocol, self.facts["seed"])
         history = trainer.fit(train, inner, self.labels(self.test), checkpoint, key)
@@ -147,10 +147,19 @@ def protocol_of(configured: Mapping[str, Any], settings: Mapping[str, Any], file
     chosen = {**configured, **({} if configured["epochs"] == 0 else settings["training"])}
     if settings["kind"] == "binary":
         if chosen["loss"] == "cox":
-            remedy = "Set training.loss to nll, or choose a survival endpoint."
+            instead = "Set training.loss to nll" if configured["epochs"] else "Use logistic or forest"  # what fits itself keeps its loss
+            remedy = f"{instead}, or choose a survival endpoint."
             raise InputError(f"the Cox loss needs times, but endpoint {settings['endpoint']!r} is a binary label", remedy=remedy)
         chosen["alpha"] = 0.0
     return Protocol.of(chosen, file)
+
+
+def input_states(files: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Size and time of every file that training reads: a checkpoint is not taken up again once one of them has been replaced."""
+    tables = [table["file"] for name, table in settings["tables"].items() if name in settings["modalities"]]
+    single = [files[name] for name in ("patients", "splits", "matrix", "groups", "manifest") if files[name]]
+    states = [Path(file).stat() for file in [*single, *files["bags"].values(), *tables]]
+    return [(state.st_size, state.st_mtime_ns) for state in states]
 
 
 def permute_labels(train: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -170,12 +179,25 @@ def read_sides(files: Mapping[str, Any], fold: int) -> tuple[pd.DataFrame, pd.Da
 
 
 def inner_split(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
-    """Take `share` of the training side away for early stopping, stratified by event."""
+    """Take `share` of the training side away for early stopping, stratified by event.
+
+    Raises `InputError` when that leaves one of the two without an event (binary: or without a patient who has none), as a loss without
+    events would then choose the epoch.
+    """
     rng = np.random.default_rng(seed_from(seed, "inner"))
     held = np.zeros(len(labels.patients), dtype=bool)
     for value in (0, 1):
         rows = np.flatnonzero(labels.event == value)
         held[rng.permutation(rows)[: round(share * len(rows))]] = True
+    for value in (1,) if len(labels.edges) > 2 else (0, 1):
+        part = held[labels.event == value]
+        if part.all() or not part.any():
+            raise InputError(
+                f"too few patients with{'' if value else 'out'} the event to choose the epoch on some of them",
+                found=f"{len(part)} in the training fold, of whom a share of {share:g} would be held back",
+                expected="at least one on either side",
+                remedy="Set training.selection to last, or change training.inner_share.",
+            )
     return labels.take(np.flatnonzero(~held)), labels.take(np.flatnonzero(held))
 
 

@@ -56,14 +56,21 @@ class Protocol:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], file: str = "training") -> Protocol:
-        """From a configuration block; raises `InputError` for a key that does not exist."""
+        """From a configuration block; raises `InputError` for a key that does not exist and for a loss that is always zero."""
         known = [f.name for f in fields(cls)]
         for key in settings:
             if key not in known:
                 raise InputError(
                     f"unknown key 'training.{key}'", file=file, expected="one of " + ", ".join(known), remedy=nearest(key, known)
                 )
-        return cls(**settings)
+        protocol = cls(**settings)
+        if protocol.loss == "cox" and protocol.epochs and protocol.batch_size < 2:
+            problem, remedy = (
+                "the Cox loss compares the patients of a step, and there is one",
+                "Raise training.batch_size, or set loss: nll.",
+            )
+            raise InputError(problem, file=file, found="batch_size 1", expected="2 or more", remedy=remedy)
+        return protocol
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of all parameters that can be trained."""

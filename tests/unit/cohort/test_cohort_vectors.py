@@ -136,3 +136,12 @@ def test_the_five_tables_of_hancock_have_the_published_widths(realdata, name, pa
 def test_the_labels_of_hancock_are_no_features(realdata):
     with pytest.raises(InputError, match="refused as a feature"):
         read_vectors(realdata / "hancock/labels.tsv")
+
+
+def test_codes_are_known_to_those_who_have_them(tmp_path):
+    (tmp_path / "c.tsv").write_text("patient_id\tage\tsite\nA\t1\tlung\nB\t1\tskin\nC\t2\tlung\n")
+    vectors = read_vectors(tmp_path / "c.tsv")
+    assert vectors.columns == ("age", "site=lung", "site=skin")
+    assert vectors.codes.tolist() == [False, True, True]
+    assert vectors.known_to(np.array([0, 2])).tolist() == [0, 1]
+    assert vectors.known_to(np.array([1])).tolist() == [0, 2], "a number stays, whatever it is"

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,42 @@ def test_equal_models_differ_no_more_often_than_nominal(tmp_path: Path):
         p.append((row.p_bootstrap, row.p_t))
     below = (np.array(p) < 0.1).sum(0)
     assert (below <= 7).all(), below
+
+
+def test_folds_that_test_the_same_patients_again_are_no_new_evidence_for_ranks(study: Study):
+    """Every fold once more, as a careless repeat would have it: mean ranks, Friedman's p and the critical difference stay."""
+    for k, name in enumerate("abc"):
+        study.add_model(name, seed=k)
+    once = compare(study, *"abc")[1]
+    table = read_table(study.splits)
+    write_table(pd.concat([table, table.assign(fold=table.fold.astype(int) + 5)]), study.splits)
+    for name in "abc":
+        for k in range(5):
+            shutil.copytree(study.folder(name, k), study.folder(name, k + 5))
+    study.k = 10
+    twice = compare(study, *"abc")[1]
+    assert (twice.folds == 10).all()
+    pd.testing.assert_frame_equal(twice.drop(columns="folds"), once.drop(columns="folds"))
+
+
+def test_repeats_do_not_make_equal_models_differ(tmp_path: Path):
+    """40 cohorts, three equally good models, five folds dealt ten times: Friedman's p is below 0.05 in about 2 (above 6 in 1 of 100)."""
+    below = 0
+    for seed in range(40):
+        study, random = Study(tmp_path / str(seed), patients=60, folds=1, seed=seed), np.random.default_rng(seed)
+        time, event = study.table.time.to_numpy(), study.table.event.to_numpy()
+        risks = study.hazard + random.normal(size=(3, 60))
+        tested = [fold for _ in range(10) for fold in np.split(random.permutation(60), 5)]
+        c = [[harrell(time[fold], event[fold], risk[fold]).value for risk in risks] for fold in tested]
+        below += friedman_p(stats.rankdata(-np.array(c), axis=1), overlap=10) < 0.05
+    assert below <= 6
+
+
+def test_the_corrected_t_takes_the_sizes_of_the_split_not_of_whom_both_predict(study: Study):
+    """A model that can use half of the patients has half in training, too: the correction stays 30 / 120."""
+    lost = tuple(study.table.patient_id[75:])
+    study.add_model("a")
+    study.add_model("b", seed=2, drop=lost)
+    row = compare(study, "a", "b")[0].iloc[0]
+    d = c_by_fold(study, "a", lost) - c_by_fold(study, "b")
+    assert row.t == pytest.approx(d.mean() / np.sqrt((1 / 5 + 30 / 120) * d.var(ddof=1)))

@@ -173,6 +173,21 @@ def test_an_epoch_chosen_on_the_test_fold_is_called_optimistic(study: Study):
     row = evaluate(study, "snn")
     assert row.note == "epoch chosen on the test fold (best_val) in fold 0, 1, 2: c_index is optimistic"
     assert is_optimistic(row)
+    assert row.c_index_best_epoch == pytest.approx(row.c_index, abs=0.2)
+    assert np.isnan(row.optimism), "it has no honest figure to compare with"
+
+
+def test_time_bins_of_the_whole_cohort_are_noted(study: Study):
+    study.add_model("snn", protocol={"bins_from": "cohort"})
+    assert evaluate(study, "snn").note == "time bins fitted with the test patients (bins_from: cohort)"
+
+
+def test_one_fold_has_no_spread(study: Study):
+    study.add_model("snn")
+    study.k = 1
+    row = evaluate(study, "snn")
+    assert np.isfinite(row.c_index)
+    assert np.isnan(row.c_index_std)
 
 
 def test_a_changed_follow_up_is_an_error_that_names_the_cell(study: Study):
@@ -327,7 +342,8 @@ def test_a_binary_label_gets_auc_accuracy_majority_and_brier(labelled: Study):
         auc.append(roc_auc_score(table.event, table.risk))
         brier.append(brier_score_loss(table.event, 1 - table.surv_36))
         accuracy.append(accuracy_score(table.event, table.surv_36 < 0.5))
-        majority.append(table.event.value_counts(normalize=True).max())
+        others = labelled.table.event[~labelled.table.patient_id.isin(table.patient_id)]
+        majority.append((table.event == others.mode()[0]).mean())
     expected = [np.mean(x) for x in (auc, auc, brier, accuracy, majority)]
     np.testing.assert_allclose(row[["c_index", "auc", "brier", "accuracy", "majority"]].astype(float), expected)
     assert row[["c_index_uno", "ibs", "d_calibration_p", "logrank_p", "hazard_ratio", "hazard_ratio_ci_low"]].isna().all()

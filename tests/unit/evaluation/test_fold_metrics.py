@@ -123,3 +123,11 @@ def test_logrank_of_equal_risks_is_nan_with_its_reason(folds: list[Fold]):
     flat = [dataclasses.replace(fold, risk=np.zeros_like(fold.risk)) for fold in folds]
     assert logrank(flat).note == "one of the risk groups is empty"
     assert np.isnan(logrank(flat).value)
+
+
+def test_the_majority_is_guessed_from_the_training_fold(folds: list[Fold]):
+    """Most training patients have no event, most test patients have one: guessing is then wrong more often than right."""
+    fold = folds[0]
+    label, known = np.arange(len(fold.risk)) % 4 > 0, np.arange(len(fold.train.time)) % 4 == 0
+    turned = dataclasses.replace(fold, test=dataclasses.replace(fold.test, event=label), train=dataclasses.replace(fold.train, event=known))
+    assert fold_metrics(turned, "binary")[1]["majority"].value == pytest.approx(1 - label.mean())

@@ -45,9 +45,11 @@ def test_clipping_comes_after_scaling():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_feature_that_no_training_patient_has_becomes_zero_where_it_is_missing(method):
+def test_a_feature_that_no_training_patient_has_becomes_zero_for_everybody(method):
+    """Whoever has it would else bring it in on its own scale."""
     scaler = Scaler.fit(np.float32([[1, np.nan], [2, np.nan]]), method)
-    assert scaler.transform(np.float32([[1, np.nan]]))[0, 1] == 0
+    np.testing.assert_array_equal(scaler.transform(np.float32([[1, np.nan], [1, 250]]))[:, 1], 0)
+    np.testing.assert_array_equal(Scaler.from_dict(scaler.to_dict()).transform(np.float32([[1, 250]]))[:, 1], 0)
 
 
 @pytest.mark.parametrize("method", METHODS)

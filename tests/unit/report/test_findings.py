@@ -3,7 +3,7 @@ import pandas as pd
 
 from pipeline.evaluation.comparison import PAIR_COLUMNS
 from pipeline.evaluation.summary import COLUMNS, TEXT
-from pipeline.report.findings import MAX_NAMES, findings
+from pipeline.report.findings import MAX_NAMES, failed_folds, findings
 
 OPTIMISTIC = "epoch chosen on the test fold (best_val) in fold 0: c_index is optimistic"
 
@@ -105,3 +105,20 @@ def test_rows_on_other_splits_or_other_patients_are_told_apart():
 def test_long_lists_of_models_are_cut():
     found = said(*(row(f"m{number:02d}", 0.5, 0.4, 0.6) for number in range(MAX_NAMES + 28)))
     assert any(sentence.endswith("m11 and 28 more.") for sentence in found)
+
+
+def test_a_reason_that_several_folds_share_is_told_once():
+    assert (
+        failed_folds("0 (no event (of 3).), 1 (diverged at 2 (nan)), 3 (no event (of 3).)")
+        == "0, 3 (no event (of 3)); 1 (diverged at 2 (nan))"
+    )
+    assert failed_folds("") == ""
+    assert failed_folds("damaged") == "damaged"
+
+
+def test_molecular_numbers_of_unknown_unit_are_said():
+    tables = [{"file": "rna.tsv", "kind": "rnaseq", "unit": "unknown"}, {"file": "cnv.tsv", "kind": "cnv", "unit": "cnv_calls"}]
+    assert said(row("snn", 0.7, 0.65, 0.75), molecular=tables)[1:] == [
+        "Of unknown unit, and read by the models as they are (counts and TPM would be made logarithms; state `unit`): "
+        "the rnaseq values of rna.tsv."
+    ]

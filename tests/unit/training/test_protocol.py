@@ -30,3 +30,13 @@ def test_cosine_warmup_starts_at_zero_peaks_at_lr_and_ends_at_zero():
     assert rates[30] == pytest.approx(0.5)
     assert rates[50] == pytest.approx(0.0)
     assert Protocol(lr=0.3).learning_rate(7, 10) == 0.3
+
+
+def test_a_cox_loss_of_one_patient_a_step_would_learn_nothing_and_is_refused():
+    with pytest.raises(InputError) as error:
+        Protocol.of({"loss": "cox", "batch_size": 1}, "config/models/mlp.yaml")
+    assert str(error.value) == (
+        "config/models/mlp.yaml: the Cox loss compares the patients of a step, and there is one; found 'batch_size 1', expected 2 or more. "
+        "Raise training.batch_size, or set loss: nll."
+    )
+    assert Protocol.of({"loss": "cox", "batch_size": 1, "epochs": 0}).loss == "cox"
