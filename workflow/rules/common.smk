@@ -51,8 +51,6 @@ SETTINGS = or_stop(validate, config, "config", "config/config.yaml or --config")
 COMMAND_LINE = or_stop(validate, workflow.config_settings.overwrite_config, "config", "--config", False)
 if workflow.is_main_process:
     DRIVER = forget_dead_locks()
-    for name in or_stop(studies.cohort_names):
-        or_stop(studies.load_study, SETTINGS, name, COMMAND_LINE)
 
 
 @functools.cache

@@ -105,7 +105,8 @@ def _check_endpoint(
     if not fits:
         expected = "`time` and `event`" if kind == "survival" else "either `label` (perhaps with `within`), or `time`, `event` and `within`"
         found = ", ".join(name for name in given if name in stated) or "nothing"
-        raise InputError(f"an endpoint of kind {kind} cannot be described so", file=file, found=found, expected=expected)
+        remedy = "Set `kind: binary` for an event within a window." if kind == "survival" and stated & {"label", "within"} else ""
+        raise InputError(f"an endpoint of kind {kind} cannot be described so", file=file, found=found, expected=expected, remedy=remedy)
     if given["within"] is not None and not given["within"] > 0:
         raise InputError("the window is not positive", file=file, found=given["within"], expected="`within` above 0")
     if (event_values is None) != (censored_values is None):
@@ -222,10 +223,9 @@ def _flags(
 ) -> pd.Series:
     """1, 0, or NaN where the cell is empty."""
     if event_values is None:
-        flags = tables.numeric(cells.to_frame(), str(cells.name), file)[cells.name]
-        bad = flags.notna() & ~flags.isin([0, 1])
+        flags = pd.to_numeric(cells, errors="coerce").astype(float)
         _refuse(
-            bad,
+            cells.notna() & ~flags.isin([0, 1]),
             cells,
             file,
             f"{noun} is neither 0 nor 1",

@@ -145,7 +145,7 @@ def join_cohort(followup: Followup, sources: Mapping[str, Source], slides: pd.Da
     failed stays if he has another modality. Nothing is dropped without a row in `excluded`: failed slides, patients without
     follow-up, patients without data, and data of people who are not in the follow-up table. The flow has a row a step, then one
     a modality: of the patients listed there (patients + dropped), those matched with the follow-up table.
-    Raises `InputError` when follow-up and data have no patient in common.
+    Raises `InputError` when follow-up and data, or the data of one modality, have no patient in common.
     """
     sources = dict(sources)
     if slides is None:
@@ -157,13 +157,14 @@ def join_cohort(followup: Followup, sources: Mapping[str, Source], slides: pd.Da
     unusable = set(followup.excluded["id"])
     candidates = followup.patients
     everyone = set(candidates["patient_id"]) | unusable
-    if not listed & everyone:
-        raise InputError(
-            "the follow-up table and the data have no patient in common",
-            found=f"data of {_some(sorted(listed)) or 'nobody'}",
-            expected=f"ids such as {_some(sorted(everyone))}",
-            remedy="Use the same patient ids in every table (TCGA: the first 12 characters of the barcode).",
-        )
+    for modality, theirs in {**{name: s.patients | s.without for name, s in sources.items()}, "": listed}.items():
+        if not theirs & everyone and (theirs or not modality):
+            raise InputError(
+                f"the follow-up table and {modality or 'the data'} have no patient in common",
+                found=f"data of {_some(sorted(theirs)) or 'nobody'}",
+                expected=f"ids such as {_some(sorted(everyone))}",
+                remedy="Use the same patient ids in every table (TCGA: the first 12 characters of the barcode).",
+            )
     owners = set[str]().union(*(source.patients for source in sources.values()))
     kept = candidates[candidates["patient_id"].isin(owners)].reset_index(drop=True)
     for modality, source in sources.items():

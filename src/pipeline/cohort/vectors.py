@@ -42,7 +42,8 @@ def read_vectors(
     file: str | Path, columns: Sequence[str] | None = None, *, categorical: Sequence[str] = (), patient_id: str = "patient_id"
 ) -> Vectors:
     """Read the columns named by `columns` (names or patterns such as ``gene_*``, in that order), by default all that hold
-    nothing but numbers and those of text with at most 20 different values (our choice; longer ones are named in the log).
+    nothing but numbers and those of text with at most 20 different values (our choice; longer ones are named in the log). A column
+    most of whose cells are numbers, be it with a decimal comma, is one of numbers, and its other cells are errors.
 
     Columns of `categorical` (names or patterns) and of text become one 0/1 column a value, ``<column>=<value>``, values sorted (as
     numbers where all are). The values are those of the whole table; a fold then leaves out those that none of its training patients
@@ -85,7 +86,14 @@ def read_vectors(
 
 def _readable(table: pd.DataFrame, offered: Sequence[str], coded: set[str], file: str | Path) -> tuple[list[str], set[str]]:
     """The columns that can be read without having been asked for, and which of them are categories."""
-    text = {name for name in offered if (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).any()}
+    text = set()
+    for name in offered:
+        known = table[name].dropna()
+        if pd.to_numeric(known, errors="coerce").isna().any():
+            text.add(name)
+            words = pd.to_numeric(known.str.replace(",", "."), errors="coerce").isna()
+            if name not in coded and 2 * words.sum() < len(known):
+                _numbers(table, [name], file)  # numbers but for a few cells or the decimal comma: raises, saying where
     long = [name for name in offered if name in text - coded and table[name].nunique() > MOST_LEVELS]
     if long:
         log.info("%s: %d columns hold text of more than %d values and are not read: %s", file, len(long), MOST_LEVELS, ", ".join(long))

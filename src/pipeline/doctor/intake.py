@@ -19,7 +19,7 @@ from pipeline.doctor.findings import FAIL, OK, WARN, Check, Finding, examine, so
 from pipeline.errors import InputError, nearest
 from pipeline.slides.foreign import list_foreign
 from pipeline.slides.listing import list_slides
-from pipeline.tables import FIRST_ROW, read_rows, read_table, write_table
+from pipeline.tables import read_rows, read_table, write_table
 
 PLAUSIBLE_MONTHS = (6, 600)  # of the longest follow-up: else the unit is probably another (our choice)
 FEW_EVENTS = 5  # in a test fold, with which its figure means little (our choice)
@@ -173,11 +173,6 @@ class Intake:
             column.removeprefix("has_"): int(cohort.patients[column].sum()) for column in cohort.patients if column.startswith("has_")
         }
         yield Finding(OK, "patients", f"{len(cohort.patients)}: " + ", ".join(f"{count} with {name}" for name, count in having.items()))
-        foreign = cohort.excluded.loc[cohort.excluded["reason"].astype(str).str.startswith("has data but"), "id"]
-        for name in (name for name, count in having.items() if not count):
-            ids = f"; data there of {some(foreign)}, follow-up of {some(cohort.patients['patient_id'])}" if len(foreign) else ""
-            remedy = "Use the same patient ids in every table (TCGA: the first 12 characters of the barcode)."
-            yield Finding(FAIL, "patients", f"nobody has {name}{ids}", remedy)
 
     def splits(self) -> Iterator[Finding]:
         patients, scheme = self.folder / "patients.tsv", studies.splits(self.study)
@@ -220,7 +215,7 @@ def _begun(start: Callable[..., object], settings: Mapping[str, Any], files: Map
 
 
 def _vectors(name: str, spec: Mapping[str, Any]) -> Iterator[Finding]:
-    """A further table; where no columns are listed, with what is not read of it, or not as numbers."""
+    """A further table; where no columns are listed, with what is not read of it."""
     found = read_vectors(**spec)
     table = read_table(spec["file"], patient_id=spec["patient_id"]).drop(columns="patient_id")
     read = {*found.columns, *(column.partition("=")[0] for column in found.columns)}
@@ -228,21 +223,6 @@ def _vectors(name: str, spec: Mapping[str, Any]) -> Iterator[Finding]:
     unread = [column for column in table if column not in read and not spec.get("columns")]
     left = f"; text of many values is not read: {some(unread)}" if unread else ""
     yield Finding(OK, name, f"{spec['file']}: {len(found.patients)} patients, {len(found.columns)} features{empty}{left}")
-    if not spec.get("columns"):
-        for column in table.columns.difference(spec.get("categorical") or (), sort=False):
-            yield from _mixed(name, table[column])
-
-
-def _mixed(subject: str, cells: pd.Series) -> Iterator[Finding]:
-    """A warning where a column of numbers, be it with decimal commas, is none for the sake of a few cells."""
-    known = cells.dropna().astype(str)
-    text = pd.to_numeric(known, errors="coerce").isna()
-    words = pd.to_numeric(known.str.replace(",", "."), errors="coerce").isna()
-    if text.any() and 2 * words.sum() < len(known):
-        row = text.idxmax()
-        problem = f"column {cells.name!r} is not read as numbers for its text: row {row + FIRST_ROW} holds {known[row]!r}"
-        remedy = "Correct or empty such cells (62.8 in place of 62,8), or list the column under `categorical`."
-        yield Finding(WARN, subject, problem, remedy)
 
 
 def _mri(name: str, source: Mapping[str, Any]) -> Iterator[Finding]:

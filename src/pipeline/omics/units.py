@@ -18,6 +18,7 @@ from pipeline.errors import InputError, nearest
 log = logging.getLogger(__name__)
 
 LOG_CEILING = 25.0  # log2 of 30 million: no logarithm of an expression is above it
+LINEAR = 1000.0  # values from 0 to above it are no logarithms
 LOG_BOTTOM = -15.0  # and none below it: log2 of 0.00003
 XENA_FLOOR = np.log2(0.001)  # UCSC Xena writes log2(x + 0.001), so that an unexpressed gene is −9.9658
 
@@ -157,8 +158,9 @@ def settle(values: np.ndarray, kind: str, unit: str, file: str | Path) -> Settle
     """The unit of values [P, F] of one kind (rnaseq, cnv, mut).
 
     `unit` is what was stated, and counts for its own kind only; `auto` and units of other kinds leave it to the numbers. What no
-    rule recognises stays as it is, with a warning. Detection looks at every patient, as a unit is a property of the table; whoever
-    wants it independent of the tested ones states it. Raises `InputError` where the numbers contradict the stated unit.
+    rule recognises stays as it is, with a warning, unless it reaches from 0 to thousands, as no logarithm does.
+    Detection looks at every patient, as a unit is a property of the table; whoever wants it independent of the tested ones states
+    it. Raises `InputError` where the numbers contradict the stated unit, and for linear numbers of a unit that cannot be told.
     """
     if np.isnan(values).all():
         return Settled("unknown", "unknown", "none")
@@ -172,6 +174,9 @@ def settle(values: np.ndarray, kind: str, unit: str, file: str | Path) -> Settle
         if known.kind == kind and known.typical(numbers):
             log.info("%s: %s values are taken for %s (%s)", Path(file).name, kind, name, numbers)
             return Settled(name, "detected", known.transform)
+    if numbers.low >= 0 and numbers.high > LINEAR:
+        remedy = "State `unit: tpm` or `unit: counts` (both are made logarithms), or take the logarithm yourself."
+        raise InputError(f"the unit of the {kind} values cannot be told, and they are linear", file=file, found=numbers, remedy=remedy)
     log.warning("%s: the unit of the %s values is unknown and they are kept as they are (%s); state `unit`", Path(file).name, kind, numbers)
     return Settled("unknown", "unknown", "none")
 

@@ -45,7 +45,7 @@ SPLIT_OPTIONS = {
     "kfold": ("folds", "repeats"),
     "site": ("folds", "repeats", "site"),
     "monte_carlo": ("folds", "test_share"),
-    "imported": ("folds", "first", "column", "train", "test", "allow_untested"),
+    "imported": ("folds", "first", "column", "train", "test", "patient_id", "allow_untested"),
 }
 
 

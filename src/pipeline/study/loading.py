@@ -50,7 +50,11 @@ def _check_names(study: Mapping[str, Any]) -> None:
                 )
             taken[name] = f"one of {block}"
     for model in study["options"]:
-        model_file(study, model, "options")
+        known = model_file(study, model, "options")[0]["model"]
+        for option in study["options"][model]:
+            if option not in known:
+                problem, expected = f"unknown option of {model}", "one of " + ", ".join(known)
+                raise InputError(problem, file=study["file"], found=option, expected=expected, remedy=nearest(option, known))
 
 
 def _extended(file: Path) -> dict[str, Any]:

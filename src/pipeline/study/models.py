@@ -76,6 +76,7 @@ def not_run(study: Mapping[str, Any]) -> dict[str, str]:
     """Models of the study that cannot run, with the reason; a slide model without slides says where they were looked for."""
     offered, reasons = modalities(study), {}
     for model in all_models(study):
+        model_file(study, model, "models" if model in study["models"] else "reference")
         lacking = [m for m in model_needs(study, model) if m not in offered]
         predicts = model_file(study, model, "models")[0].get("endpoint", kind(study))
         if lacking:

@@ -78,8 +78,8 @@ def test_rows_without_time_or_event_are_excluded_and_listed_with_their_place(tmp
         (
             "P1 1 dead\n",
             {},
-            "f.tsv, row 2, column 'dead': cell is not a number; found 'dead', expected a finite number or an empty cell. "
-            "Correct the cell, or leave it empty.",
+            "f.tsv, row 2, column 'dead': event flag is neither 0 nor 1; found 'dead', expected 0 or 1. Code 1 = event, 0 = censored, or "
+            "state `event_values` and `censored_values`.",
         ),
         (
             "../x 1 1\n",

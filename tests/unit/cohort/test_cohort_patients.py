@@ -200,7 +200,7 @@ def test_ids_that_never_meet_are_shown_side_by_side(tmp_path):
     with pytest.raises(InputError) as error:
         build_cohort(followup, **options)
     assert str(error.value) == (
-        "the follow-up table and the data have no patient in common; found 'data of P1-01A, P2-01A', expected ids such as P1, P2, P3, …. "
+        "the follow-up table and omics have no patient in common; found 'data of P1-01A, P2-01A', expected ids such as P1, P2, P3, …. "
         "Use the same patient ids in every table (TCGA: the first 12 characters of the barcode)."
     )
 

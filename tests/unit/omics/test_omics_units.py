@@ -50,7 +50,6 @@ def test_the_floor_of_xena_is_a_logarithm_though_it_is_negative():
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        ("rnaseq", ABUNDANCE),  # FPKM, RSEM: linear, on a scale that no sum tells
         ("rnaseq", OTHER["cnv_calls"]),
         ("rnaseq", RNG.random((40, 50))),
         ("cnv", RNG.integers(0, 7, (40, 50)).astype(float)),
@@ -61,6 +60,13 @@ def test_what_no_rule_knows_is_kept_and_said(kind, values, caplog):
     settled = settle(values, kind, "auto", "t.tsv")
     assert (settled.unit, settled.source, settled.transform) == ("unknown", "unknown", "none")
     assert f"t.tsv: the unit of the {kind} values is unknown and they are kept as they are" in caplog.text
+
+
+def test_linear_numbers_of_a_unit_that_cannot_be_told_are_refused():
+    """FPKM, RSEM, TPM of a panel: linear, on a scale that no sum tells."""
+    with pytest.raises(InputError, match=r"cannot be told, and they are linear; found 'numbers from .* State `unit: tpm`"):
+        settle(ABUNDANCE, "rnaseq", "auto", "t.tsv")
+    assert settle(ABUNDANCE, "rnaseq", "tpm", "t.tsv").transform == "log2(x + 1)"
 
 
 @pytest.mark.parametrize("stated", EXPRESSION)
