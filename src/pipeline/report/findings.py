@@ -97,10 +97,13 @@ def _reference(known: pd.DataFrame, reference: str | None, pairs: pd.DataFrame |
         return []
     held = against(pairs[np.isfinite(pairs.p_holm)], reference)
     beaten = (held.difference > 0) & (held.p_holm < SIGNIFICANT)
-    name = f"the clinical reference {reference} ({measure} {own.c_index.iloc[0]:.3f}) by the paired test (Holm-adjusted p"
+    likely = ~beaten & (held.ci_low > 0)
+    name = f"the clinical reference {reference} ({measure} {own.c_index.iloc[0]:.3f})"
+    unsure = f"Better than {name} on these test patients (bootstrap interval above 0), but not surely on others: folds differ too much"
     return [
-        *_about("result", f"Better than {name} < {SIGNIFICANT})", held.model_a[beaten]),
-        *_about("caution", f"Not better than {name} ≥ {SIGNIFICANT}, or the lower figure)", held.model_a[~beaten]),
+        *_about("result", f"Better than {name} by the paired test (Holm-adjusted p < {SIGNIFICANT})", held.model_a[beaten]),
+        *_about("caution", f"{unsure} (Holm-adjusted p ≥ {SIGNIFICANT})", held.model_a[likely]),
+        *_about("caution", f"Not better than {name} by either test, or the lower figure", held.model_a[~beaten & ~likely]),
     ]
 
 
