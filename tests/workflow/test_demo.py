@@ -12,7 +12,7 @@ from tests.workflow.conftest import run
 
 pytestmark = pytest.mark.slow
 TARGETS = ("results/demo/summary.tsv", "results/demo/report.html")
-UNIMODAL, MULTIMODAL = ["snn", "abmil"], ["mcat", "survq"]
+UNIMODAL, MULTIMODAL, REFERENCE = ["snn", "abmil"], ["mcat", "survq"], "coxnet+clinical"
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +29,14 @@ def summary(folder: Path) -> pd.DataFrame:
 
 def test_the_planted_truth_is_recovered(demo):
     table = summary(demo)
-    assert list(table.index) == [*UNIMODAL, *MULTIMODAL]
+    assert list(table.index) == [*UNIMODAL, *MULTIMODAL, REFERENCE]
     assert list(table.reset_index().columns) == list(COLUMNS)
     assert (table.loc[UNIMODAL, "c_index_pooled_ci_low"] > 0.5).all()
     assert table.loc[MULTIMODAL, "c_index_pooled"].max() > table.loc[UNIMODAL, "c_index_pooled"].max()
-    assert (table["c_index_best_epoch"] >= table["c_index"]).all()
+    assert (
+        table.loc[REFERENCE, "c_index_ci_low"] < 0.5 < table.loc[REFERENCE, "c_index_ci_high"]
+    )  # nothing is planted in age, sex and stage
+    assert (table["optimism"] >= 0).all()
     assert (table["failed_folds"] == "").all()
 
 
@@ -58,7 +61,13 @@ def test_nobody_is_lost_and_bad_slides_are_listed_with_a_remedy(demo):
 def test_a_second_run_does_nothing_and_one_parameter_reruns_only_what_uses_it(demo):
     assert "Nothing to be done" in run(demo, "--", *TARGETS)
     text = run(demo, "-n", "--quiet", "rules", "--config", "evaluation={bootstrap: 500}", "--", *TARGETS)
-    assert dict(re.findall(r"^(\w+) +(\d+)$", text, flags=re.MULTILINE)).keys() == {"evaluate", "summary", "report_page", "total"}
+    assert dict(re.findall(r"^(\w+) +(\d+)$", text, flags=re.MULTILINE)).keys() == {
+        "evaluate",
+        "compare",
+        "summary",
+        "report_page",
+        "total",
+    }
 
 
 def test_a_trained_fold_can_be_loaded_and_predicts_what_it_printed(demo):
