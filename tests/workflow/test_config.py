@@ -111,3 +111,12 @@ def test_a_list_whose_number_cannot_be_filled_in_is_named(settings, monkeypatch,
     study = invented(settings, monkeypatch, tmp_path, splits={"scheme": "imported", "file": "list_{k}.tsv"})
     with pytest.raises(InputError, match=r"splits.file has a place that is no fold's number; found '.*list_\{k\}.tsv', expected \{fold\}"):
         studies.split_files(study)
+
+
+def test_cohorts_that_extend_each_other_are_refused(settings, monkeypatch, tmp_path):
+    (tmp_path / "cohorts").mkdir()
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / "cohorts" / f"{name}.yaml").write_text(f"extends: {other}\n")
+    monkeypatch.setattr(studies.loading, "ROOT", tmp_path)
+    with pytest.raises(InputError, match=r"b.yaml: extends no other cohort; found 'a'"):
+        studies.load_study(settings, "a")

@@ -5,7 +5,7 @@ Cohort files point at the outputs. Rules that need the internet are local, since
 
 from pipeline.retrieve.settings import RetrieveSettings
 
-RETRIEVE = or_stop(RetrieveSettings.of, config.get("retrieve", {}))
+RETRIEVE = or_stop(RetrieveSettings.of, SETTINGS["retrieve"])
 TCGA = f"{SETTINGS['data_dir']}/tcga"
 COMMON = f"{TCGA}/common"
 

@@ -57,19 +57,20 @@ def _check_names(study: Mapping[str, Any]) -> None:
                 raise InputError(problem, file=study["file"], found=option, expected=expected, remedy=nearest(option, known))
 
 
-def _extended(file: Path) -> dict[str, Any]:
-    """The cohort's file over those that it `extends`."""
+def _extended(file: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The cohort's file over those that it `extends`; `above` are the files that extend it."""
     document = read_yaml(file)
     base = document.pop("extends", None)
     if base is None:
         return document
     other = file.with_name(f"{base}.yaml")
-    if base == file.stem or not other.is_file():
-        known = [name for name in cohort_names() if name != file.stem]
+    chain = (*above, file.stem)
+    if base in chain or not other.is_file():
+        known = [name for name in cohort_names() if name not in chain]
         raise InputError(
             "extends no other cohort", file=file, found=base, expected="one of " + ", ".join(known), remedy=nearest(base, known)
         )
-    return merge(_extended(other), document)
+    return merge(_extended(other, chain), document)
 
 
 def _named(value: Any, cohort: str) -> Any:
