@@ -88,7 +88,9 @@ def draw_forest(summary: pd.DataFrame, path: Path, *, measure: str = "C-index", 
         axes.plot(habit, rows, "D", markersize=6.5, label="habit: best epoch chosen on the test fold", **hollow)
         if table.noise_floor.notna().any():
             label = "noise floor: that habit on permuted training labels"
-            axes.plot(table.noise_floor, rows, "|", color=AMBER, markersize=15, markeredgewidth=3, label=label, zorder=2.2)
+            axes.plot(
+                table.noise_floor.where(habit.notna()), rows, "|", color=AMBER, markersize=15, markeredgewidth=3, label=label, zorder=2.2
+            )
         axes.set_yticks(rows, [_forest_label(row, reference) for row in table.itertuples()])
         axes.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"{measure} (dashed: 0.5, chance)")
         axes.grid(axis="x", color=PALE, linewidth=0.6)
