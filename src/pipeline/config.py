@@ -15,7 +15,7 @@ from pipeline.errors import InputError, nearest
 
 ROOT = Path(os.environ.get("SLIDE2SURV_CONFIG", Path(__file__).resolve().parents[2] / "config"))
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
-SHARED = ("slides", "omics", "splits", "training", "evaluation", "controls")  # blocks a cohort may override key by key
+SHARED = ("slides", "omics", "splits", "training", "evaluation", "controls", "missing")  # blocks a cohort may override key by key
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

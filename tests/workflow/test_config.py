@@ -46,10 +46,33 @@ def test_a_cohort_overrides_shared_blocks_key_by_key(settings):
     assert study["slides"]["encoder"] == "stain_texture"
 
 
-def test_the_command_line_beats_the_cohort_which_beats_the_common_settings(settings):
+def test_the_command_line_beats_the_cohort_which_beats_the_common_settings(settings, monkeypatch, tmp_path):
     common = merge(settings, {"training": {"epochs": 99, "lr": 0.5}})
-    assert studies.load_study(common, "demo")["training"] == {"epochs": 20, "lr": 0.5}
-    assert studies.load_study(common, "demo", {"training": {"epochs": 3}})["training"] == {"epochs": 3, "lr": 0.5}
+    invented(common, monkeypatch, tmp_path, training={"epochs": 20})
+    assert studies.load_study(common, "own")["training"] == {"epochs": 20, "lr": 0.5}
+    assert studies.load_study(common, "own", {"training": {"epochs": 3}})["training"] == {"epochs": 3, "lr": 0.5}
+
+
+def test_models_may_be_chosen_on_the_command_line(settings):
+    chosen = validate({"models": "[snn, mcat+bilinear]"}, "config", "--config")["models"]
+    assert studies.load_study(merge(settings, {"models": chosen}), "demo")["models"] == ["snn", "mcat+bilinear"]
+
+
+def test_needs_may_name_what_the_cohort_offers_and_what_an_option_says(settings, monkeypatch, tmp_path):
+    study = invented(settings, monkeypatch, tmp_path) | {"options": {"method": {"first": "clinical"}}}
+    (tmp_path / "models").unlink()
+    (tmp_path / "models").mkdir()
+    document = {
+        "paper": "x",
+        "needs": ["{first}", "{second}", "{others}", "{nothing}"],
+        "model": {"first": "wsi", "second": "omics", "others": ["clinical", "wsi"], "nothing": None},
+        "presets": {"own": {"model": {"second": "mri"}}},
+        "variants": {"all": {"needs": ["any"]}, "two": {"model": {"second": "ct"}}},
+    }
+    (tmp_path / "models" / "method.yaml").write_text(yaml.safe_dump(document))
+    assert studies.model_needs(study, "method") == ["clinical", "mri", "wsi"]
+    assert studies.model_needs(study, "method+two") == ["clinical", "ct", "wsi"]
+    assert studies.model_needs(study, "method+all") == ["wsi", "omics", "clinical"]
 
 
 def test_every_training_key_of_the_schema_is_one_of_the_protocol():

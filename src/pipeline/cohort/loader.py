@@ -12,6 +12,7 @@ import torch
 from pipeline.cohort.record import Bag, Patient
 from pipeline.errors import InputError
 from pipeline.omics.scaling import Scaler
+from pipeline.seeds import seed_from
 
 RESIDENT_BYTES = 6 << 30  # above it the features stay on disk and are mapped
 
@@ -61,9 +62,13 @@ class BagStore:
         return sum(len(x) for x in self.slides.get(patient, ()))
 
     def bag(self, patient: str, limit: int | None = None, rng: np.random.Generator | None = None) -> np.ndarray:
-        """float32 [N, d]; with `limit` a sample of at most that many patches, without replacement, in slide order."""
+        """float32 [N, d]; with `limit` a sample of at most that many patches, without replacement, in slide order.
+
+        Without `rng` the sample depends on the patient's id alone.
+        """
         x = np.concatenate(list(self.slides[patient]))
-        if limit is not None and rng is not None and len(x) > limit:
+        if limit is not None and len(x) > limit:
+            rng = rng or np.random.default_rng(seed_from("patches", patient))
             x = x[np.sort(rng.choice(len(x), limit, replace=False))]
         return x.astype(np.float32) if self.scaler is None else self.scaler.transform(x)
 
@@ -86,7 +91,7 @@ class CohortData:
         return vectors | {m for m, store in self.bags.items() if store.length(patient)}
 
     def batch(self, patients: Sequence[str], limit: int | None = None, rng: np.random.Generator | None = None) -> Patient:
-        """The padded record of `patients`, in that order; `limit` and `rng` sample patches (training only)."""
+        """The padded record of `patients`, in that order; `limit` and `rng` sample patches, see `BagStore.bag`."""
         bags, vectors, groups, present = {}, {}, {}, {}
         for modality, store in self.bags.items():
             arrays = [store.bag(p, limit, rng) if store.length(p) else np.zeros((0, store.width), np.float32) for p in patients]

@@ -92,6 +92,18 @@ class Patient:
             present[modality] = present[modality] & keep
         return replace(self, bags=bags, vectors=vectors, groups=groups, present=present)
 
+    def single(self, row: int) -> Patient:
+        """Patient `row` alone, B = 1: padding cut off, what he lacks left out."""
+        mine = self.modalities(row)
+        bags = {}
+        for name, bag in self.bags.items():
+            if name in mine:
+                features = bag.features[row][bag.mask[row]]
+                bags[name] = Bag(features[None], torch.ones(1, len(features), dtype=torch.bool, device=features.device))
+        vectors = {name: x[row : row + 1] for name, x in self.vectors.items() if name in mine}
+        groups = {name: x[row : row + 1] for name, x in self.groups.items()} if "omics" in mine else {}
+        return Patient(bags, vectors, groups, {name: self.present[name][row : row + 1] for name in sorted(mine)})
+
     def bag_or_zeros(self, modality: str, width: int) -> Bag:
         """The bag of `modality`; if no patient of the batch has it, one masked row of zeros [B, 1, width]."""
         if modality in self.bags:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.cohort.record import Labels, Patient
@@ -60,11 +61,51 @@ def choice(option: str, value: str, known: Mapping[str, T]) -> T:
 
 @dataclass(frozen=True)
 class Output:
-    """logits [B, bins]; losses: auxiliary terms by name (scalars); attention: maps by name, never detached copies of the input."""
+    """What a forward pass gives.
+
+    logits [B, bins]. losses: auxiliary terms by name, scalars, the mean over the B patients. auxiliary: tensors by name that
+    `SurvivalModel.supervised` needs (predictions of further heads). losses and auxiliary are filled in training mode only.
+    attention: maps by name whose last dimension sums to 1. details: whatever else the method's paper looks at, by name (gates,
+    allocations, kept tokens), [B, …]. What costs time or memory is there only when the model's `explain` is set.
+    """
 
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[str, Tensor] = field(default_factory=dict)
+    details: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, outputs: Sequence[Output]) -> Output:
+        """One output of patients that were processed one by one: rows stacked (shorter maps filled with zeros), losses averaged."""
+        first = outputs[0]
+        losses = {name: torch.stack([o.losses[name] for o in outputs]).mean() for name in first.losses}
+        stacked = [{name: _stack([getattr(o, kind)[name] for o in outputs]) for name in getattr(first, kind)} for kind in STACKED]
+        return cls(torch.cat([o.logits for o in outputs]), losses, *stacked)
+
+
+STACKED = ("auxiliary", "attention", "details")
+
+
+def _stack(rows: Sequence[Tensor]) -> Tensor:
+    """[1, …] tensors as one [B, …], each filled with zeros up to the largest size of every dimension."""
+    shape = [max(row.shape[d] for row in rows) for d in range(1, rows[0].dim())]
+    filled = rows[0].new_zeros(len(rows), *shape)
+    for at, row in enumerate(rows):
+        filled[(at, *map(slice, row.shape[1:]))] = row[0]
+    return filled
+
+
+@dataclass(frozen=True)
+class Target:
+    """The labels of a batch, for losses of a model's own: y [B] time bin, event [B] bool.
+
+    loss: logits [B, bins] → [B], the study's likelihood of these labels (for one bin and a binary endpoint, the cross-entropy).
+    """
+
+    y: Tensor
+    event: Tensor
+    loss: Callable[[Tensor], Tensor]
 
 
 class SurvivalModel(nn.Module):
@@ -72,10 +113,16 @@ class SurvivalModel(nn.Module):
 
     `modalities` lists what the model reads; `requires` what every patient must have for a prediction (a subset). Options may
     change both, so a constructor sets them on the instance. A patient must have at least one of `modalities` in any case.
+    `stages`: trained one after the other; a model that has several overrides `enter` and `watched`.
+    `ordered`: the order of a bag's instances matters (position encodings, landmarks). `explain`: fill `attention` and `details` with
+    what is costly, too.
     """
 
     modalities: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ("all",)
+    ordered: bool = False
+    explain: bool = False
 
     def refusal(self, present: Collection[str]) -> str | None:
         """Why a patient with only the modalities `present` cannot be predicted; None when he can."""
@@ -96,6 +143,17 @@ class SurvivalModel(nn.Module):
                     f"{type(self).__name__} cannot predict patient {row} of the batch: {reason}",
                     expected=" and ".join(self.requires) or " or ".join(self.modalities),
                 )
+
+    def supervised(self, output: Output, target: Target) -> dict[str, Tensor]:
+        """Auxiliary losses that need the labels, scalars by name (mean over the batch); called in training with the batch's output."""
+        return {}
+
+    def enter(self, stage: str) -> None:
+        """Called before the first epoch of a stage (again after a restart): freeze what it does not train, choose its losses."""
+
+    def watched(self, output: Output, target: Target) -> Tensor:
+        """What a stage that is not the last has to lower, a scalar: it chooses that stage's epoch on the inner split, in eval mode."""
+        raise NotImplementedError(f"{type(self).__name__} has one stage")
 
     def prepare(self, training: Iterable[tuple[Patient, Labels]]) -> None:
         """Hook called once before the first epoch with the training fold's batches and their labels: prototypes, clusters, earlier stages.

@@ -1,7 +1,7 @@
 """Which models there are, and how one is built: a method is one file here and one ``config/models/<name>.yaml``.
 
 The file registers its class with `register`; the YAML holds every constructor argument (`model`), the protocol (`training`)
-and named `variants` that override either. Model files are imported when one of their models is asked for.
+and what overrides either: `presets` of a cohort, over them named `variants`. A file is imported when its model is asked for.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ def model_variants(name: str, *, config: Path | None = None) -> list[str]:
     return list(_settings(name, config)[0].get("variants") or {})
 
 
-def load_model_config(name: str, variant: str | None = None, *, config: Path | None = None) -> dict[str, Any]:
-    """The settings of a model with those of its variant laid over.
+def load_model_config(
+    name: str, variant: str | None = None, *, preset: str | None = None, config: Path | None = None
+) -> dict[str, Any]:
+    """The settings of a model, over them those of its preset (a cohort's name; nothing where it has none for it) and of its variant.
 
     Returns `paper`, `modalities` (what the model reads here), `model` (constructor arguments) and `training` (the protocol).
     config: the configuration folder (default: the repository's, or the environment variable SLIDE2SURV_CONFIG).
@@ -90,11 +92,14 @@ def load_model_config(name: str, variant: str | None = None, *, config: Path | N
         _known(f"variant of {name}", variant, variants, file=file)
         chosen = variants[variant] or {}
     merged = {"paper": settings["paper"], "modalities": chosen.get("needs", settings["needs"])}
+    of_cohort = (settings.get("presets") or {}).get(preset) or {}
     for block in ("model", "training"):
-        changes = chosen.get(block) or {}
-        for key in changes:
-            _known(f"key {block}.<key> in variant {variant}", key, settings[block], file=file)
-        merged[block] = {**settings[block], **changes}
+        merged[block] = dict(settings[block])
+        for where, layer in ((f"preset {preset}", of_cohort), (f"variant {variant}", chosen)):
+            changes = layer.get(block) or {}
+            for key in changes:
+                _known(f"key {block}.<key> in {where}", key, settings[block], file=file)
+            merged[block] |= changes
     return copy.deepcopy(merged)
 
 

@@ -21,8 +21,9 @@ def load_study(config: Mapping[str, Any], cohort: str, command_line: Mapping[str
     """The settings of one cohort's study: `config` (validated ``config.yaml``) overlaid by ``config/cohorts/<cohort>.yaml``.
 
     Blocks named in `SHARED` are merged key by key, so a cohort states only what differs; what `command_line` states of them
-    beats both. Paths stay as written: see `data_path`. Raises `InputError` for an unknown cohort (with the nearest name), an
-    invalid file, and what its schema cannot tell: names of modalities that clash, options of a model that does not exist.
+    beats both, and `models` of the configuration replaces those of the cohort. Paths stay as written: see `data_path`.
+    Raises `InputError` for an unknown cohort (with the nearest name), an invalid file, and what its schema cannot tell: names of
+    modalities that clash, options of a model that does not exist.
     """
     file = ROOT / "cohorts" / f"{cohort}.yaml"
     if not file.is_file():
@@ -32,6 +33,7 @@ def load_study(config: Mapping[str, Any], cohort: str, command_line: Mapping[str
     stated = {block: value for block, value in (command_line or {}).items() if block in SHARED}
     study = fill_defaults(merge(merge({block: config[block] for block in SHARED}, written), stated), schema("cohort"))
     study["data_dir"] = study.get("data_dir") or config["data_dir"]
+    study["models"] = config.get("models") or study["models"]
     study |= {"name": cohort, "file": str(file), "seed": config["seed"], "encoders": config["encoders"]}
     check_encoder(study, study["slides"]["encoder"])
     _check_names(study)

@@ -17,8 +17,8 @@ REFERENCE_RATE = 2e10  # operations a second: about one CPU core of 2020 on thes
 BACKWARD = 2.0  # a backward pass costs two forward passes
 
 
-def training_seconds(model: SurvivalModel, data: CohortData, patients: Sequence[str], epochs: int) -> float:
-    """Reference seconds of `epochs` passes over `patients`, from the operations of one forward pass of the median bag."""
+def training_seconds(model: SurvivalModel, data: CohortData, patients: Sequence[str], epochs: int, limit: int | None) -> float:
+    """Reference seconds of `epochs` passes over `patients`, by one forward pass of the median bag (of at most `limit` patches)."""
     from torch.utils.flop_counter import FlopCounterMode  # 0.35 s, after the training rather than before it
 
     lengths = [max((store.length(p) for store in data.bags.values()), default=0) for p in patients]
@@ -27,5 +27,5 @@ def training_seconds(model: SurvivalModel, data: CohortData, patients: Sequence[
     device = next(iter(model.state_dict().values())).device
     model.eval()
     with torch.no_grad(), counter:
-        model(data.batch([median]).to(device))
+        model(data.batch([median], limit).to(device))
     return round(counter.get_total_flops() * (1 + BACKWARD) * len(patients) * epochs / REFERENCE_RATE, 3)

@@ -65,7 +65,8 @@ class Fold:
     def __init__(self, settings: Mapping[str, Any], fold: int, files: Mapping[str, Any], facts: dict[str, Any]) -> None:
         self.facts, self.files, options = facts, input_states(files, settings), settings["options"]
         name, _, variant = settings["model"].partition("+")
-        configured = load_model_config(name, variant or None)
+        configured = load_model_config(name, variant or None, preset=settings["preset"])
+        options = {**configured["model"], **options}
         self.protocol = protocol_of(configured["training"], settings, f"config/models/{name}.yaml")
         patients, train, test = read_sides(files, fold)
         if "shuffled" in settings:
@@ -116,7 +117,9 @@ class Fold:
         self.trainer = trainer
         self.facts |= {"epochs": len(history), "selection": self.protocol.selection}
         if self.protocol.epochs:
-            self.facts["train_seconds"] = training_seconds(self.model, self.offered.data, train.patients, len(history))
+            self.facts["train_seconds"] = training_seconds(
+                self.model, self.offered.data, train.patients, len(history), self.protocol.max_patches_train
+            )
         else:  # it has fitted itself: its operations are not counted, and what it learnt is in buffers
             self.facts["params"] = sum(values.numel() for values in self.model.state_dict().values())
         return history

@@ -17,7 +17,7 @@ from pipeline.cohort.loader import CohortData
 from pipeline.cohort.record import Labels, Patient
 from pipeline.errors import InputError
 from pipeline.evaluation.concordance import harrell
-from pipeline.models.interface import SurvivalModel
+from pipeline.models.interface import SurvivalModel, Target
 from pipeline.nn.hazards import risk_score
 from pipeline.seeds import seed_from
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
@@ -38,12 +38,14 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.data, self.protocol, self.seed = model.to(self.device), data, protocol, seed
         self.optimizer = protocol.make_optimizer(model) if protocol.epochs else None  # without epochs the model fits itself
+        self.stage = 0
         self.amp = protocol.amp and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def fit(self, train: Labels, inner: Labels | None, test: Labels, checkpoint: Path, key: str) -> list[dict[str, float]]:
         """Train all epochs; returns the history, one row an epoch, and leaves the selected weights in the model.
 
-        `inner` decides under selection `inner`; `test` is scored for the history and decides only under `best_val`.
+        `inner` decides under selection `inner`; `test` is scored for the history and decides only under `best_val`. A model with several
+        `stages` is trained in one after the other, each for at most `epochs` epochs and from the weights selected in the one before.
         Raises `NonFiniteLossError`.
         """
         history: list[dict[str, float]] = []
@@ -59,35 +61,51 @@ class Trainer:
             if not self.protocol.epochs:  # the model has fitted itself
                 history.append({"epoch": 0} | self._score(inner, "inner") | self._score(test, "test"))
         saved = time.monotonic()
-        steps = -(-len(train.patients) // self.protocol.batch_size)
-        bar = progress(self.protocol.epochs, len(history))
-        for epoch in range(len(history), self.protocol.epochs):
-            if self._stopped(history, best):
-                break
-            row = {"epoch": epoch + 1, "train_loss": self._epoch(epoch, steps, train)}
-            row |= self._score(inner, "inner") | self._score(test, "test")
-            history.append(row)
-            best = self._better(row, best)
-            bar(row)
-            if time.monotonic() - saved >= self.protocol.checkpoint_seconds and epoch + 1 < self.protocol.epochs:
-                save_checkpoint(checkpoint, {**self._state(), "history": history, "best": best}, key)
-                saved = time.monotonic()
-        if best:
-            self.model.load_state_dict(best["weights"])
+        bar = progress(self.protocol.epochs * len(self.model.stages), len(history))
+        for stage in range(history[-1]["stage"] if state else 0, len(self.model.stages)):
+            self._enter(stage)
+            past = [row for row in history if row.get("stage") == stage]
+            while len(past) < self.protocol.epochs and not self._stopped(past, best):
+                row = {"epoch": len(history) + 1, "stage": stage, "train_loss": self._epoch(len(history), past, train)}
+                row |= self._score(inner, "inner") | self._score(test, "test")
+                history.append(row)
+                past.append(row)
+                best = self._better(row, best)
+                bar(row)
+                if time.monotonic() - saved >= self.protocol.checkpoint_seconds and len(past) < self.protocol.epochs:
+                    save_checkpoint(checkpoint, {**self._state(), "history": history, "best": best}, key)
+                    saved = time.monotonic()
+            if best:
+                self.model.load_state_dict(best["weights"])
+            best = {}
         return history
 
     @torch.no_grad()
     def predict(self, patients: Sequence[str]) -> Tensor:
-        """Logits [P, bins] on the CPU, float32, in eval mode, all patches."""
+        """Logits [P, bins] on the CPU, float32, in eval mode; all patches, or the protocol's sample of them.
+
+        Where a model draws random numbers even here, they are the same ones every time.
+        """
+        return torch.cat([output.logits.float().cpu() for output, _ in self._evaluated(patients)])
+
+    def _evaluated(self, patients: Sequence[str]) -> Iterator[tuple[Any, int]]:
+        """The output of each pass over `patients` in eval mode, and its number of patients."""
+        limit = self.protocol.max_patches_eval
         self.model.eval()
-        parts = [self._forward(self.data.batch(run).to(self.device)).logits.float().cpu() for run in self._passes(patients, None)]
-        return torch.cat(parts)
+        torch.manual_seed(seed_from(self.seed, "predict"))
+        for run in self._passes(patients, limit):
+            yield self._forward(self.data.batch(run, limit).to(self.device)), len(run)
 
     # --- one epoch ---
 
-    def _epoch(self, epoch: int, steps: int, train: Labels) -> float:
-        """One pass over the drawn patients; the mean loss a patient."""
-        p = self.protocol
+    def _enter(self, stage: int) -> None:
+        self.stage = stage
+        self.model.enter(self.model.stages[stage])
+
+    def _epoch(self, epoch: int, past: Sequence[dict[str, float]], train: Labels) -> float:
+        """One pass over the drawn patients; the mean loss a patient. `past`: the history of the stage."""
+        p, steps = self.protocol, -(-len(train.patients) // self.protocol.batch_size)
+        watched = [row.get("inner_loss", row["train_loss"]) for row in past]
         seed = seed_from(self.seed, "epoch", epoch)
         rng = np.random.default_rng(seed)
         torch.manual_seed(seed)
@@ -100,7 +118,7 @@ class Trainer:
             total += self._accumulate(drawn.take(rows), p.batch_size if p.carry_remainder else len(rows), rng)
             if not carried:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = p.learning_rate(epoch * steps + step, steps)
+                    group["lr"] = p.learning_rate(len(past), step, steps, watched)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
         if not np.isfinite(total):
@@ -117,7 +135,8 @@ class Trainer:
             start += len(run)
             record = self._drop_modalities(self.data.batch(run, p.max_patches_train, rng)).to(self.device)
             output = self._forward(record)
-            summed = self._loss(output.logits.float(), part) + len(run) * sum(output.losses.values(), torch.zeros((), device=self.device))
+            auxiliary = [*output.losses.values(), *self.model.supervised(output, self._target(part)).values()]
+            summed = self._loss(output.logits, part).sum() + len(run) * sum(auxiliary, torch.zeros((), device=self.device))
             loss = summed / divisor
             if p.l1_lambda:
                 loss = loss + p.l1_lambda * l1_penalty(self.model, p.l1_scope) * (len(run) if p.l1_per_sample else len(run) / divisor)
@@ -126,11 +145,16 @@ class Trainer:
         return total
 
     def _loss(self, logits: Tensor, labels: Labels) -> Tensor:
-        """Summed loss of the patients of one pass."""
-        event = torch.from_numpy(labels.event.astype(bool)).to(self.device)
+        """The likelihood's loss of the patients of one pass [B]; Cox's, which is of all of them together, once for each."""
+        event, logits = torch.from_numpy(labels.event.astype(bool)).to(self.device), logits.float()
         if self.protocol.loss == "cox":
-            return cox_partial(logits[:, 0], torch.from_numpy(labels.time).to(self.device), event) * len(labels.patients)
-        return discrete_nll(logits, torch.from_numpy(labels.y).to(self.device), event, self.protocol.alpha).sum()
+            return cox_partial(logits[:, 0], torch.from_numpy(labels.time).to(self.device), event).expand(len(labels.patients))
+        return discrete_nll(logits, torch.from_numpy(labels.y).to(self.device), event, self.protocol.alpha)
+
+    def _target(self, labels: Labels) -> Target:
+        """The labels of one pass for the model's own losses."""
+        event = torch.from_numpy(labels.event.astype(bool)).to(self.device)
+        return Target(torch.from_numpy(labels.y).to(self.device), event, lambda logits: self._loss(logits, labels))
 
     def _forward(self, record: Patient) -> Any:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
@@ -166,20 +190,33 @@ class Trainer:
         logits = self.predict(labels.patients)
         row = {f"{name}_c_index": harrell(labels.time, labels.event, risk_score(logits).numpy()).value}
         if name == "inner":
-            row["inner_loss"] = float(self._loss(logits.to(self.device), labels)) / len(labels.patients)
+            row["inner_loss"] = self._inner_loss(logits, labels)
         return row
+
+    @torch.no_grad()
+    def _inner_loss(self, logits: Tensor, labels: Labels) -> float:
+        """What decides on the inner split: the likelihood, or in an earlier stage of a model what that stage fits."""
+        if self.stage == len(self.model.stages) - 1:
+            return float(self._loss(logits.to(self.device), labels).mean())
+        total, start = 0.0, 0
+        for output, size in self._evaluated(labels.patients):
+            part = labels.take(np.arange(start, start + size))
+            start += size
+            total += size * float(self.model.watched(output, self._target(part)))
+        return total / len(labels.patients)
 
     def _better(self, row: dict[str, float], best: dict[str, Any]) -> dict[str, Any]:
         """The best epoch so far with its weights; stays empty under selection `last`."""
         score = {"last": None, "inner": -row.get("inner_loss", np.nan), "best_val": row.get("test_c_index", np.nan)}[
             self.protocol.selection
         ]
-        if score is None or np.isnan(score) or (best and score <= best["score"]):
+        least = self.protocol.min_improvement if self.protocol.selection == "inner" else 0.0
+        if score is None or np.isnan(score) or (best and score <= best["score"] + least):
             return best
         return {"score": score, "epoch": row["epoch"], "weights": {k: v.detach().clone() for k, v in self.model.state_dict().items()}}
 
-    def _stopped(self, history: list[dict[str, float]], best: dict[str, Any]) -> bool:
-        return self.protocol.selection == "inner" and bool(best) and len(history) - best["epoch"] >= self.protocol.patience
+    def _stopped(self, past: list[dict[str, float]], best: dict[str, Any]) -> bool:
+        return self.protocol.selection == "inner" and bool(best) and past[-1]["epoch"] - best["epoch"] >= self.protocol.patience
 
     # --- state ---
 

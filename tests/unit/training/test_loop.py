@@ -11,7 +11,7 @@ from pipeline.cohort.loader import BagStore, CohortData
 from pipeline.cohort.record import Labels
 from pipeline.evaluation.concordance import harrell
 from pipeline.models import build_model
-from pipeline.models.interface import Inputs
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.nn.hazards import risk_score
 from pipeline.training.loop import NonFiniteLossError, Trainer
 from pipeline.training.protocol import Protocol
@@ -157,3 +157,75 @@ def test_patch_sampling_is_only_for_training(cohort, tmp_path):
     trainer.fit(train, None, train, tmp_path / "s.pt", "key")
     assert max(n for training, n in sizes if training) == 4
     assert max(n for training, n in sizes if not training) == 11
+
+
+def test_patches_of_an_evaluation_are_drawn_by_the_patient_alone(cohort):
+    data, train, _ = sides(cohort)
+    model = build_model("abmil", Inputs(bags={"wsi": 6}))
+    trainer = Trainer(model, data, replace(PROTOCOL, max_patches_eval=4), seed=1)
+    together = trainer.predict(train.patients)
+    alone = torch.cat([trainer.predict([p]) for p in reversed(train.patients)]).flip(0)
+    torch.testing.assert_close(together, alone)
+    assert not torch.allclose(together, Trainer(model, data, PROTOCOL, seed=1).predict(train.patients))
+
+
+class TwoStages(SurvivalModel):
+    """A vector's projection, fitted first to reproduce its first column, then frozen under a head."""
+
+    modalities, stages = ("omics",), ("projection", "head")
+
+    def __init__(self):
+        super().__init__()
+        self.projection, self.head = torch.nn.Linear(GENES, 1), torch.nn.Linear(1, 4)
+        self.entered = []
+
+    def enter(self, stage):
+        self.entered.append(stage)
+        self.projection.requires_grad_(stage == "projection")
+
+    def forward(self, patient):
+        x = patient.vectors["omics"]
+        z = self.projection(x)
+        return Output(self.head(z), auxiliary={"error": (z[:, 0] - x[:, 0]).square()})
+
+    def supervised(self, output, target):
+        return {"error": output.auxiliary["error"].mean()} if self.projection.weight.requires_grad else {}
+
+    def watched(self, output, target):
+        return output.auxiliary["error"].mean()
+
+
+def test_stages_are_trained_one_after_the_other_each_to_its_own_end(cohort, tmp_path, monkeypatch):
+    data, train, test = sides(cohort)
+    fit, held = train.take(np.arange(60)), train.take(np.arange(60, 80))
+    protocol = replace(PROTOCOL, selection="inner", epochs=25, patience=3, lr=3e-2)
+
+    def trained(path):
+        torch.manual_seed(0)
+        trainer = Trainer(TwoStages(), data, protocol, seed=3)
+        return trainer, trainer.fit(fit, held, test, path, "key")
+
+    trainer, history = trained(tmp_path / "whole.pt")
+    first = [row for row in history if row["stage"] == 0]
+    assert trainer.model.entered == ["projection", "head"]
+    assert first[0]["inner_loss"] > 5 * min(row["inner_loss"] for row in first)
+    x = torch.from_numpy(data.vectors["omics"][1][60:80])
+    best = (trainer.model.projection(x)[:, 0] - x[:, 0]).square().mean()
+    assert float(best.detach()) == pytest.approx(min(row["inner_loss"] for row in first), rel=1e-5)  # frozen at its best epoch
+    assert [row["epoch"] for row in history] == list(range(1, len(history) + 1))
+    epoch = Trainer._epoch
+
+    def dying(self, number, *rest):
+        if number == len(first) + 2:
+            raise KilledError
+        return epoch(self, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", dying)
+        with pytest.raises(KilledError):
+            trained(tmp_path / "cut.pt")
+    again, resumed = trained(tmp_path / "cut.pt")
+    assert resumed == history
+    assert again.model.entered == ["head"]
+    for a, b in zip(trainer.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
