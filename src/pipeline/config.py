@@ -72,6 +72,8 @@ def _typed(value: Any, rule: Mapping[str, Any]) -> Any:
     """Snakemake reads nested values of `--config` as text: read again as YAML what the schema wants to be no text."""
     if isinstance(value, Mapping):
         return {k: _typed(v, rule.get("properties", {}).get(k, {})) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_typed(item, rule.get("items", {})) for item in value]
     wanted = rule.get("type", "string")
     if isinstance(value, str) and "string" not in wanted and "enum" not in rule:
         return yaml.load(value, Loader=SAFE_LOADER)

@@ -129,6 +129,12 @@ def all_folds(name):
     return lambda w: [file for k in folds(w.cohort) for file in model_files(w, f"fold{k}/{name}")]
 
 
+def scenario_table(wildcards):
+    """The table of the scenarios of missing modalities, or nothing where the study asks for none."""
+    asked = study(wildcards.cohort)["missing"]["scenarios"]
+    return [f"results/{wildcards.cohort}/scenarios.tsv"] if asked else []
+
+
 def chunk_files(stage):
     """The manifests of a stage of the slides, one a chunk; the stage may be a wildcard in braces."""
     return lambda w: [f"results/{w.cohort}/slides/{stage.format(**w)}/chunk{i}.tsv" for i in chunks(w.cohort)]

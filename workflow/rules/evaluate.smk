@@ -82,3 +82,30 @@ rule summary:
         code=code_version("pipeline.evaluation.summary"),
     script:
         "../scripts/summary.py"
+
+
+rule scenarios:
+    input:
+        patients="results/{cohort}/cohort/patients.tsv",
+        splits="results/{cohort}/cohort/splits.tsv",
+        predictions=all_folds("predictions.tsv"),
+        model=all_folds("model.yaml"),
+        scenarios=lambda w: model_files(w, "scenarios.tsv"),
+    output:
+        "results/{cohort}/scenarios.tsv",
+    log:
+        "results/{cohort}/logs/scenarios.log",
+    benchmark:
+        "results/{cohort}/benchmarks/scenarios.tsv"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        bootstrap=setting("evaluation", "bootstrap"),
+        seed=setting("seed"),
+        code=code_version("pipeline.evaluation"),
+    script:
+        "../scripts/scenarios.py"

@@ -14,6 +14,7 @@ rule report_page:
         ranks="results/{cohort}/ranks.tsv",
         calibration=lambda w: model_files(w, "calibration.tsv"),
         omics_tables=lambda w: [f"results/{w.cohort}/omics/tables.tsv"] if matrix(w) else [],
+        scenarios=scenario_table,
         manifest=manifest,
         quality=quality,
     output:

@@ -55,3 +55,35 @@ use rule train_fold as train_shuffled with:
     params:
         settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model, int(w.repetition)),
         code=TRAINING,
+
+
+rule predict_scenarios:
+    input:
+        patients="results/{cohort}/cohort/patients.tsv",
+        splits="results/{cohort}/cohort/splits.tsv",
+        matrix=matrix,
+        groups=lambda w: [f"results/{w.cohort}/omics/groups.tsv"] if matrix(w) else [],
+        manifest=manifest,
+        bags=bags,
+        tables=of_study(lambda s: [t["file"] for t in studies.tables(s).values()]),
+        weights=fold_files("model.safetensors"),
+        model=fold_files("model.yaml"),
+    output:
+        "results/{cohort}/{model}/scenarios.tsv",
+    log:
+        "results/{cohort}/logs/predict_scenarios_{model}.log",
+    benchmark:
+        "results/{cohort}/benchmarks/predict_scenarios_{model}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=0,
+    params:
+        settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model),
+        missing=of_study(studies.missing),
+        code=TRAINING,
+    script:
+        "../scripts/predict_scenarios.py"

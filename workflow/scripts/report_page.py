@@ -34,6 +34,7 @@ with logged(snakemake.log[0]):
         ranks=next(iter(given("ranks")), None),
         calibration={path.parent.name: path for path in given("calibration")},
         omics_tables=next(iter(given("omics_tables")), None),
+        scenarios=next(iter(given("scenarios")), None),
         manifests=given("manifest"),
         quality=next(iter(given("quality")), None),
         overlays=sorted((results / "slides" / "tissue").glob("*.png")) if given("manifest") else [],

@@ -139,7 +139,7 @@ def _settings(study: Mapping[str, Any], model: str) -> Iterator[Finding]:
     from pipeline.training.fold import protocol_of
 
     name, _, variant = model.partition("+")
-    configured, settings = load_model_config(name, variant or None), studies.fold_settings(study, model)
+    configured, settings = load_model_config(name, variant or None, preset=study["name"]), studies.fold_settings(study, model)
     for option in settings["options"]:
         if option not in (known := configured["model"]):
             problem, expected = f"unknown option of {model}", "one of " + ", ".join(known)

@@ -20,6 +20,7 @@ from pipeline.report.comparison import draw_matrix, pair_rows, read_comparison
 from pipeline.report.figures import draw_forest, draw_kaplan_meier, draw_training
 from pipeline.report.findings import failed_folds, findings
 from pipeline.report.ranks import draw_ranks, rank_note, read_ranks
+from pipeline.report.scenarios import draw_drops, draw_losses, probabilities, read_scenarios, scenario_groups
 from pipeline.report.slides import gallery, read_manifests, slide_section
 
 if TYPE_CHECKING:
@@ -52,17 +53,20 @@ def write_report(
     ranks: Path | None = None,
     calibration: Mapping[str, Path] | None = None,
     omics_tables: Path | None = None,
+    scenarios: Path | None = None,
 ) -> None:
     """Write the page to `output` and its figures as SVG to the folder `figures`.
 
-    The figures are forest, ranks, differences, km-<model>, calibration-<model>, training-<model>, each where there is something to draw.
+    The figures are forest, ranks, differences, missing, missing-drops, km-<model>, calibration-<model>, training-<model>, each where there
+    is something to draw.
     models: model → its fold folders, for every model that ran; those that did not are rows of the summary with a note.
     manifests: ``slides/manifest-<encoder>.tsv``; overlays: ``slides/tissue/<slide>.png``; both may be empty. quality: ``slides/qc.tsv``,
     None where no slide was opened.
     provenance: what the results depend on (version, settings, seeds, digests); nested mappings are flattened.
     kind: of the endpoint, ``survival`` or ``binary``: the C-index of a binary label is its AUC and is called so.
     reference: the clinical model that the others are held against. comparison, ranks: ``comparison.tsv`` and ``ranks.tsv``.
-    calibration: model → its ``calibration.tsv``. omics_tables: ``omics/tables.tsv``.
+    calibration: model → its ``calibration.tsv``. omics_tables: ``omics/tables.tsv``. scenarios: ``scenarios.tsv``,
+    None where the study takes no modality away.
     Raises `InputError` when a file is unusable.
     """
     table = read_summary(summary).sort_values("c_index", ascending=False, kind="stable", ignore_index=True)
@@ -85,6 +89,7 @@ def write_report(
         "shuffled": bool(table.noise_floor.notna().any()),
         "digests": sorted(set(table.splits[table.splits != ""])),
         "compared": _compared(pairs, ranks, table, cards),
+        "missing": _missing(scenarios, table, cards),
         "not_run": table[table.folds.isna()].to_dict("records"),
         "cards": [cards.card(row) for row in table.to_dict("records") if row["model"] in folds],
         "folded": len(folds) > OPEN_CARDS,
@@ -171,6 +176,20 @@ def _compared(pairs: pd.DataFrame | None, ranks: Path | None, table: pd.DataFram
     ranked = read_ranks(ranks) if ranks else []
     if len(ranked) > 1:
         section |= {"ranks": cards.draw("ranks", draw_ranks, ranked), "note": rank_note(ranked)}
+    return section
+
+
+def _missing(scenarios: Path | None, table: pd.DataFrame, cards: _Cards) -> dict[str, object] | None:
+    """The section on patients who lack modalities; None where the study has no such scenario."""
+    if scenarios is None:
+        return None
+    rows, measure = read_scenarios(scenarios), MEASURES[cards.kind]
+    models, drops = [model for model in table.model if model in set(rows.model)], probabilities(rows)
+    section: dict[str, object] = {"groups": scenario_groups(rows), "zeros": "zeros" in set(rows.fill), "losses": "", "drops": ""}
+    if len(drops) < 2 or any(scenario.startswith("without ") for scenario in rows.scenario):
+        section["losses"] = cards.draw("missing", draw_losses, rows, models, measure=measure)
+    if len(drops) > 1:
+        section["drops"] = cards.draw("missing-drops", draw_drops, rows, models, measure=measure)
     return section
 
 

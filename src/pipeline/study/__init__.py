@@ -19,6 +19,7 @@ from pipeline.study.loading import cohort_names, load_study
 from pipeline.study.models import (
     all_models,
     fold_settings,
+    missing,
     modalities,
     model_file,
     model_needs,
@@ -60,6 +61,7 @@ __all__ = [
     "made_features",
     "mask_listing",
     "masks",
+    "missing",
     "modalities",
     "model_file",
     "model_needs",

@@ -37,15 +37,30 @@ def model_file(study: Mapping[str, Any], model: str, key: str) -> tuple[dict[str
 def model_needs(study: Mapping[str, Any], model: str) -> list[str]:
     """The modalities without which `model` (`<name>` or `<name>+<variant>`) does not run in this study.
 
-    They stand under `needs` in ``config/models/<name>.yaml``, where `tables` means every table of the cohort; a variant may state
-    its own. A study that points a model at some of its tables (`options.<name>.modality` or `modalities`) needs those.
+    They stand under `needs` in ``config/models/<name>.yaml``, where `tables` means every table of the cohort, `any` every modality it
+    offers, and ``{option}`` what that option of the model says (a name, a list of names, or null); a variant may state its own.
+    A study that points a model at some of its tables (`options.<name>.modality` or `modalities`) needs those.
     Raises `InputError` for an unknown model or variant.
     """
     settings, variant = model_file(study, model, "models")
     options = model_options(study, model)
     chosen = options.get("modalities") or ([options["modality"]] if options.get("modality") else None)
     needs = chosen or variant.get("needs") or settings["needs"]
-    return list(dict.fromkeys(m for need in needs for m in (sorted(study["tables"]) or [need] if need == "tables" else [need])))
+    preset = (settings.get("presets") or {}).get(study["name"]) or {}
+    options = {**settings["model"], **(preset.get("model") or {}), **(variant.get("model") or {}), **options}
+    return list(dict.fromkeys(modality for need in needs for modality in _meant(study, need, options)))
+
+
+def _meant(study: Mapping[str, Any], need: str, options: Mapping[str, Any]) -> list[str]:
+    """The modalities that one entry of `needs` stands for."""
+    if need == "tables":
+        return sorted(study["tables"]) or [need]
+    if need == "any":
+        return modalities(study)
+    if need.startswith("{"):
+        value = options[need.strip("{}")]
+        return [] if value is None else [value] if isinstance(value, str) else list(value)
+    return [need]
 
 
 def model_options(study: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -110,11 +125,38 @@ def fold_settings(study: Mapping[str, Any], model: str, shuffled: int | None = N
         "model": model,
         "modalities": model_needs(study, model),
         "options": model_options(study, model),
+        "preset": study["name"],
         "omics": {key: study["omics"][key] for key in ("scaling", "impute", "clip", "select")},
         "tables": tables(study),
         "table_scaling": {name: {key: table[key] for key in ("scaling", "impute")} for name, table in study["tables"].items()},
         **({} if shuffled is None else {"shuffled": shuffled}),
     }
+
+
+def missing(study: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked of the trained models when patients lack modalities: `scenarios`, `fill`, `draws`.
+
+    A scenario is ``{name, without: modality}`` or ``{name, drop: probability}``. Raises `InputError` when the study lists none, the same
+    one twice, or a modality that the cohort does not offer.
+    """
+    chosen, offered, scenarios = study["missing"], modalities(study), []
+    for entry in chosen["scenarios"]:
+        (kind_of, value), *_ = entry.items()
+        if kind_of == "without" and value not in offered:
+            raise InputError(
+                f"unknown modality {value!r} under missing.scenarios",
+                file=study["file"],
+                expected="one of " + ", ".join(offered),
+                remedy=nearest(value, offered),
+            )
+        scenarios.append({"name": f"without {value}" if kind_of == "without" else f"drop {value:g}", kind_of: value})
+    names = [scenario["name"] for scenario in scenarios]
+    if len(set(names)) < len(names):
+        raise InputError("a scenario is listed twice under missing.scenarios", file=study["file"], found=", ".join(names))
+    if not names:
+        remedy = "List some under missing.scenarios, e.g. {without: wsi} or {drop: 0.4}."
+        raise InputError("the study asks for no scenario of missing modalities", file=study["file"], remedy=remedy)
+    return {"scenarios": scenarios, "fill": chosen["fill"], "draws": chosen["draws"]}
 
 
 def report_settings(study: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,4 +166,7 @@ def report_settings(study: Mapping[str, Any]) -> dict[str, Any]:
     settings["omics"] = {key: study["omics"][key] for key in ("scaling", "impute", "clip", "select")}
     if "wsi" in modalities(study):
         settings["slides"] = {key: study["slides"][key] for key in ("encoder", "patches")}
+    if study["missing"]["scenarios"]:
+        asked = missing(study)
+        settings["missing"] = asked | {"scenarios": [scenario["name"] for scenario in asked["scenarios"]]}
     return settings

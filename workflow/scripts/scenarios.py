@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from pipeline.evaluation.scenarios import evaluate_scenarios
+from pipeline.logs import logged
+
+folders = {}
+for file in map(Path, snakemake.input.predictions):
+    folders.setdefault(file.parents[1].name, []).append(file.parent)
+
+with logged(snakemake.log[0]):
+    evaluate_scenarios(
+        cohort=snakemake.wildcards.cohort,
+        folders=folders,
+        predictions={Path(file).parent.name: Path(file) for file in snakemake.input.scenarios},
+        patients=Path(snakemake.input.patients),
+        splits=Path(snakemake.input.splits),
+        output=Path(snakemake.output[0]),
+        bootstrap=snakemake.params.bootstrap,
+        seed=snakemake.params.seed,
+    )
