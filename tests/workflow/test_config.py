@@ -40,6 +40,15 @@ def test_nested_text_from_the_command_line_is_read_as_what_the_schema_wants():
     assert document["data_dir"] == "1"
 
 
+def test_a_scenario_from_the_command_line_has_a_number_for_its_probability(settings):
+    stated = validate({"missing": {"scenarios": [{"drop": "0.4"}, {"without": "wsi"}], "draws": "3"}}, "config", "--config", False)
+    assert studies.load_study(settings, "demo", stated)["missing"] == {
+        "scenarios": [{"drop": 0.4}, {"without": "wsi"}],
+        "draws": 3,
+        "fill": "native",
+    }
+
+
 def test_a_cohort_overrides_shared_blocks_key_by_key(settings):
     study = studies.load_study(merge(settings, {"slides": {"batch_size": 7}}), "demo")
     assert study["slides"]["batch_size"] == 7

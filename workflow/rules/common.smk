@@ -213,14 +213,14 @@ def mri_gpus(wildcards):
     return 0 if source.get("rows") == "volume" else sum(device != "cpu" for device in devices)
 
 
-def published():
-    """The published figures."""
-    return or_stop(read_yaml, f"{workflow.basedir}/config/papers/omics.yaml")
+def published(paper):
+    """The published figures of one file of ``config/papers``."""
+    return or_stop(read_yaml, f"{workflow.basedir}/config/papers/{paper}.yaml")
 
 
 def published_summaries(wildcards):
     """The summaries of the cohorts with published figures whose follow-up is on disk."""
-    cohorts = {cohort for entry in published()["published"] for cohort in entry["cohorts"]}
+    cohorts = {cohort for entry in published(wildcards.paper)["published"] for cohort in entry["cohorts"]}
     known = sorted(cohorts & set(studies.cohort_names()))
     return [f"results/{cohort}/summary.tsv" for cohort in known if studies.has_data(study(cohort))]
 
@@ -233,3 +233,4 @@ wildcard_constraints:
     repetition=r"\d+",
     modality=r"[a-z0-9_]+",
     chunk=r"\d+",
+    paper=r"[a-z0-9_]+",

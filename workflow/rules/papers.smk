@@ -5,10 +5,10 @@ rule published:
     input:
         summaries=published_summaries,
     output:
-        tsv="results/papers/omics.tsv",
-        md="results/papers/omics.md",
+        tsv="results/papers/{paper}.tsv",
+        md="results/papers/{paper}.md",
     log:
-        "results/papers/logs/omics.log",
+        "results/papers/logs/{paper}.log",
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -16,7 +16,7 @@ rule published:
         mem_mb=1000,
         runtime=10,
     params:
-        rows=published(),
+        rows=lambda w: published(w.paper),
         code=code_version("pipeline.report.published"),
     script:
         "../scripts/published.py"

@@ -98,8 +98,9 @@ def test_an_entry_that_cannot_be_read_is_named(rows: dict, message: str, tmp_pat
         write_published(rows, {}, tmp_path / "p.tsv", tmp_path / "p.md")
 
 
-def test_the_published_figures_we_hold_are_readable_and_possible(tmp_path: Path):
-    rows = yaml.safe_load((CONFIG / "papers/omics.yaml").read_text())
+@pytest.mark.parametrize("file", sorted((CONFIG / "papers").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_published_figures_we_hold_are_readable_and_possible(file: Path, tmp_path: Path):
+    rows = yaml.safe_load(file.read_text())
     table, _ = published(rows, {}, tmp_path)
     assert table.published.between(0.4, 0.95).all()
     assert np.nanmax(table.published_sd) < 0.2
