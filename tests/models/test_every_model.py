@@ -31,6 +31,7 @@ def untrained(name, inputs, variant=None, **options):
     small = {"n_query_h": 6, "n_query_g": 4} if name == "survq" and not (variant or "").startswith("queries") else {}
     small |= {"trees": 5} if name in ("rsf", "forest") else {}
     small |= {"modalities": ["omics"]} if name in FITTED else {}
+    small |= {"modalities": ["wsi"]} if name == "haf" and "tma" in (variant or "") else {}
     return build_model(name, replace(inputs, bins=1) if name in ONE_NUMBER else inputs, variant, **small, **options)
 
 
@@ -98,7 +99,7 @@ def test_every_parameter_gets_a_gradient(name, inputs, draw, stack):
 
 @pytest.mark.parametrize("name", available_models())
 def test_evaluation_is_deterministic_and_training_is_not(name, inputs, draw):
-    dropout = {"dropout": 0.25} if name == "tabular_mlp" else {}  # by default it has none
+    dropout = {"dropout": 0.25} if name in ("tabular_mlp", "haf") else {}  # by default they have none
     model, patient = build(name, inputs, **dropout), draw()
     assert torch.equal(model(patient).logits, model(patient).logits) == (name in FITTED)
     model.eval()

@@ -227,7 +227,7 @@ def published_summaries(wildcards):
 
 wildcard_constraints:
     cohort=r"[A-Za-z0-9_]+",
-    model=r"[a-z0-9_]+(\+[A-Za-z0-9_]+)?",
+    model=r"[a-z0-9_]+(\+[A-Za-z0-9_.]+)?",
     encoder=r"[A-Za-z0-9_.-]+",
     fold=r"\d+",
     repetition=r"\d+",
