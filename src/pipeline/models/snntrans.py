@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pipeline.cohort.record import Patient
 from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
 from pipeline.models.registry import register
-from pipeline.nn.self_attention import NystromAttention, PositionEncoding, SelfAttention, fill_square
+from pipeline.nn.position import PPEG, fill_square
+from pipeline.nn.self_attention import NystromAttention, SelfAttention
 from pipeline.nn.snn import init_self_normalising, snn_layers
 
 LANDMARKS = 128  # TransMIL's rule, half the width, at the width of 256
@@ -58,10 +59,10 @@ class SNNTrans(SurvivalModel):
         choice("init", init, {"torch": lambda _: None, "self_normalising": init_self_normalising})(self.encoders)
         self.class_token = nn.Parameter(torch.randn(width))
         kind = choice("attention", attention, {"full": SelfAttention, "nystrom": NystromAttention})
-        sizes = {"landmarks": LANDMARKS} if kind is NystromAttention else {}
+        sizes = {"landmarks": LANDMARKS, "padding": "reference"} if kind is NystromAttention else {}
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         self.layers = nn.ModuleList(kind(width, heads=heads, dropout=attention_dropout, **sizes) for _ in range(layers))
-        self.position = PositionEncoding(width) if ppeg else None
+        self.position = PPEG(width) if ppeg else None
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, inputs.bins)
 

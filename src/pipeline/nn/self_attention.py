@@ -1,14 +1,12 @@
-"""Self-attention of a set of tokens: exact, and the Nyström approximation with TransMIL's position encoding."""
+"""Self-attention of a set of tokens: exact, and the Nyström approximation."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from pipeline.nn.attention import masked_softmax
+from pipeline.models.interface import choice
 
 
 class SelfAttention(nn.Module):
@@ -20,29 +18,41 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, *, heads: int, dropout: float, head_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
-        inner = heads * (head_width or width // heads)
-        self.project = nn.Linear(width, 3 * inner, bias=False)
-        self.output = nn.Linear(inner, width)
+        self.inner = heads * (head_width or width // heads)
+        self.project = nn.Linear(width, 3 * self.inner, bias=False)
+        self.output = nn.Linear(self.inner, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.project(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.dropout(self.output(self.mix(q, k, v, mask).transpose(1, 2).flatten(2)))
+        q, k, v = self.split(self.project(tokens), 3)
+        return self.merge(self.exact(q, k, v, mask))
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def split(self, projected: Tensor, parts: int) -> Tensor:
+        """[B, N, parts · heads · d_h] → [parts, B, heads, N, d_h]."""
+        return projected.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def exact(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(q kᵀ/√d_h) v, all [B, heads, N, d_h]."""
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
+
+    def merge(self, mixed: Tensor) -> Tensor:
+        """The heads [B, heads, N, d_h] joined and projected, [B, N, width]."""
+        return self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
 
 
 class NystromAttention(SelfAttention):
     """Attention through m landmarks, linear in N (Xiong et al., AAAI 2021; sizes as in TransMIL, NeurIPS 2021).
 
-    out = softmax(q k̃ᵀ)·pinv(softmax(q̃ k̃ᵀ))·(softmax(q̃ kᵀ) v): q̃, k̃ are means of l = ⌈N/m⌉ consecutive tokens after zero-padding at the
-    front to a multiple of m. To it a depth-wise convolution of v over the sequence (kernel `convolution`, one filter a head) is added;
-    None leaves it out. Not an exact reformulation of `SelfAttention`, and not invariant to the order of tokens.
+    out = softmax(q k̃ᵀ)·pinv(softmax(q̃ k̃ᵀ))·(softmax(q̃ kᵀ) v): q̃, k̃ are means of runs of l = ⌈N/m⌉ consecutive tokens; the first run
+    is the one that may be shorter. To it a depth-wise convolution of v over the sequence (kernel `convolution`, one filter a head) is
+    added; None leaves it out. Not an exact reformulation of `SelfAttention`, and not invariant to the order of tokens.
+    Multiplied from right to left by two fused attentions: nothing of size N × m is stored.
 
-    mask None: the padding takes part in the softmax and in the landmarks, as in the public code. With a mask neither the padding nor
-    a masked token does (our choice): a landmark is the mean of its real tokens, one without any is left out.
+    padding: `exact` (our choice), only tokens are looked at. `reference` (the public codes): without a mask, zero tokens in front fill
+    up m runs of l and take part in the softmax and in the landmarks. All of them are alike, and so one stands for all, with their
+    number as its weight: the same function, without the cost of m landmarks for a handful of tokens. With a mask neither padding nor a
+    masked token ever takes part: a landmark is the mean of its real tokens, one without any weighs 0.
+    exact_if_short: up to m tokens the softmax attention itself, with the same parameters; the convolution stays.
     norm: the pseudo-inverse starts from Aᵀ over the largest row and column sums, taken of each matrix (`per_head`, our choice: a
     patient's result then does not depend on his batch) or of all patients and heads together (`global`, the public code).
     """
@@ -58,75 +68,117 @@ class NystromAttention(SelfAttention):
         convolution: int | None = 33,
         head_width: int | None = None,
         norm: str = "per_head",
+        padding: str = "exact",
+        exact_if_short: bool = False,
     ) -> None:
         super().__init__(width, heads=heads, dropout=dropout, head_width=head_width)
-        self.landmarks, self.iterations, self.norm = landmarks, iterations, norm
+        self.landmarks, self.iterations, self.exact_if_short = landmarks, iterations, exact_if_short
+        self.over = choice("norm", norm, {"per_head": (-1,), "global": (0, 1, 2)})
+        self.padded = choice("padding", padding, {"exact": False, "reference": True})
         self.convolution = None
         if convolution is not None:
             half = convolution // 2
             self.convolution = nn.Conv2d(heads, heads, (convolution, 1), padding=(half, 0), groups=heads, bias=False)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """All [B, heads, N, d_h]."""
-        length = q.shape[2]
-        front = -length % self.landmarks
-        q, k, v = (F.pad(x, (0, 0, front, 0)) for x in (q * q.shape[-1] ** -0.5, k, v))
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, *, rows: int | None = None) -> Tensor:
+        """[B, N, width], or with `rows` what it is for the first of the tokens, [B, rows, width], at less than half the cost."""
         if mask is not None:
-            mask = F.pad(mask, (front, 0))[:, None]
-            q, k, v = (x * mask[..., None] for x in (q, k, v))
-        q_mark, there = self._landmarks(q, mask)
-        k_mark, _ = self._landmarks(k, mask)
-        among = masked_softmax(q_mark @ k_mark.transpose(-1, -2), None if there is None else there[:, :, None])
-        if there is not None:
-            among = among * there[..., None]  # the row of a landmark that is left out is zero, as its column is
-        gathered = F.scaled_dot_product_attention(q_mark, k, v, attn_mask=None if mask is None else mask[:, :, None], scale=1.0)
-        middle = pseudo_inverse(among, self.iterations, self.norm).to(gathered.dtype) @ gathered
-        out = F.scaled_dot_product_attention(q, k_mark, middle, attn_mask=None if there is None else there[:, :, None], scale=1.0)
+            tokens = tokens * mask[..., None]  # without biases, its queries, keys and values are zero, too
+        for_query, for_rest = self.project.weight.split([self.inner, 2 * self.inner])
+        (q,) = self.split(F.linear(tokens[:, :rows], for_query), 1)
+        k, v = self.split(F.linear(tokens, for_rest), 2)
+        if self.exact_if_short and tokens.shape[1] <= self.landmarks:
+            mixed = self.exact(q, k, v, mask)
+        else:
+            runs = _Runs(tokens, self.landmarks, mask, self.padded)
+            if rows is None:
+                q_mark = runs.means(q)
+            else:  # the mean of queries is the query of the mean
+                (q_mark,) = self.split(F.linear(runs.means(tokens[:, None])[:, 0], for_query), 1)
+            mixed = self._through(q, q_mark, k, runs.means(k), v, runs)
         if self.convolution is not None:
-            out = out + self.convolution(v)
-        return out[:, :, front:]
+            reach = None if rows is None else rows + self.convolution.kernel_size[0] // 2
+            mixed = mixed + self.convolution(v[:, :, :reach])[:, :, :rows]
+        return self.merge(mixed)
 
-    def _landmarks(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Means of runs of tokens [B, heads, m, d_h], and which of them have a token, [B, 1, m] (None without a mask)."""
-        runs = x.unflatten(2, (self.landmarks, -1))
-        if mask is None:
-            return runs.mean(dim=3), None
-        count = mask.unflatten(2, (self.landmarks, -1)).sum(dim=3)
-        return runs.sum(dim=3) / count.clamp(min=1)[..., None], count > 0
+    def _through(self, q: Tensor, q_mark: Tensor, k: Tensor, k_mark: Tensor, v: Tensor, runs: _Runs) -> Tensor:
+        """The three factors multiplied, [B, heads, rows, d_h].
+
+        A landmark of weight w stands for w equal ones, that is for w equal rows and columns of A = softmax(q̃ k̃ᵀ) [B, heads, m, m].
+        With A' the smaller matrix, equal columns summed, √w A'/√w' obeys the same products, sums and transposes as A (it is A in an
+        orthonormal basis of those vectors that are alike where landmarks are), so the iteration may run on it.
+        """
+        if runs.extra_keys:
+            k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+        gathered = F.scaled_dot_product_attention(q_mark, k, v, attn_mask=_log(runs.key_weight, q))
+        bias, scores = _log(runs.weight, q), q_mark @ k_mark.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if runs.weight is None or bias is None:
+            among = scores.softmax(dim=-1)
+            columns = among.sum(dim=-2)  # the sums of the columns of A; its rows sum to 1
+            middle = self._inverse(among, columns) @ gathered
+        else:
+            root = runs.weight.to(scores.dtype).sqrt()[:, None, :, None]
+            unroot = torch.where(root > 0, 1 / root, 0)
+            among = root * (scores + bias).softmax(dim=-1) * unroot.transpose(-1, -2)
+            columns = (root * among).sum(dim=-2) * unroot[..., 0]
+            middle = unroot * (self._inverse(among, columns) @ (root * gathered))
+        return F.scaled_dot_product_attention(q, k_mark, middle.to(q.dtype), attn_mask=bias)
+
+    def _inverse(self, among: Tensor, columns: Tensor) -> Tensor:
+        return pseudo_inverse(among, self.iterations, columns.amax(self.over, keepdim=True)[..., None])
 
 
-def pseudo_inverse(matrix: Tensor, iterations: int, norm: str) -> Tensor:
-    """Moore–Penrose inverse of matrix [B, heads, m, m] by Z ← ¼Z(13I − AZ(15I − AZ(7I − AZ))) (Razavi et al. 2014), in float32 or better.
+class _Runs:
+    """N tokens cut into at most m runs of l = ⌈N/m⌉, the first of which may be shorter, and what stands for the padding.
 
-    norm: `per_head` or `global`, see `NystromAttention`.
+    weight: of the landmarks [B or 1, ≤ m + 1], key_weight: of the keys [B or 1, N or N + 1]; None = all 1.
+    """
+
+    def __init__(self, tokens: Tensor, landmarks: int, mask: Tensor | None, padded: bool) -> None:
+        count = tokens.shape[1]
+        self.length = -(-count // landmarks)
+        self.count = -(-count // self.length)
+        self.front = self.count * self.length - count
+        padding = landmarks * self.length - count if padded and mask is None else 0
+        empty = padding // self.length
+        self.extra_keys, self.extra_runs = int(padding > 0), int(empty > 0)
+        self.weight, self.key_weight, self.divisor = None, None, None
+        if mask is not None:
+            real = F.pad(mask, (self.front, 0)).unflatten(1, (self.count, self.length)).sum(dim=2)  # [B, runs]
+            self.weight, self.key_weight, self.divisor = real > 0, mask, real.clamp(min=1)[:, None, :, None]
+        elif self.front and not padded:
+            self.divisor = tokens.new_full((self.count, 1), self.length)
+            self.divisor[0] -= self.front
+        if empty:
+            self.weight = F.pad(tokens.new_ones(1, self.count), (0, 1), value=empty)
+        if padding:
+            self.key_weight = F.pad(tokens.new_ones(1, count), (0, 1), value=padding)
+
+    def means(self, x: Tensor) -> Tensor:
+        """Landmarks of x [B, heads, N, d], [B, heads, ≤ m + 1, d]: means of the runs, and a zero for the runs that are padding."""
+        if self.length > 1:
+            x = F.pad(x, (0, 0, self.front, 0)).unflatten(2, (self.count, self.length)).sum(dim=3)
+            x = x / (self.length if self.divisor is None else self.divisor)
+        return F.pad(x, (0, 0, 0, 1)) if self.extra_runs else x
+
+
+def _log(weight: Tensor | None, like: Tensor) -> Tensor | None:
+    """What is added to scores so that a softmax counts each column `weight` [B, N] times, [B, 1, 1, N]; weight 0: not at all."""
+    return None if weight is None else weight.to(like.dtype).log().clamp(min=torch.finfo(like.dtype).min)[:, None, None]
+
+
+def pseudo_inverse(matrix: Tensor, iterations: int, scale: Tensor) -> Tensor:
+    """Moore–Penrose inverse of A = matrix [..., m, m] by Z ← ¼Z(13I − AZ(15I − AZ(7I − AZ))) from Aᵀ / scale (Razavi et al. 2014).
+
+    In float32 or better. scale [..., 1, 1]: at least the product of the largest row and the largest column sum of |A| to converge.
     """
     with torch.autocast(matrix.device.type, enabled=False):  # half precision diverges
-        a = matrix if matrix.dtype == torch.float64 else matrix.float()
-        columns, rows = a.abs().sum(-2), a.abs().sum(-1)
-        scale = columns.max() * rows.max() if norm == "global" else (columns.amax(-1) * rows.amax(-1))[..., None, None]
-        z, eye = a.transpose(-1, -2) / scale, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        a = (matrix if matrix.dtype == torch.float64 else matrix.float()).flatten(0, -3)
+        z = a.transpose(1, 2) / scale.to(a.dtype).expand(*matrix.shape[:-2], 1, 1).flatten(0, -3)
+        eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        first, second, third = 1.75 * eye, 3.75 * eye, 3.25 * eye  # the factor ¼ multiplied in
         for _ in range(iterations):
-            az = a @ z
-            z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
-        return z
-
-
-class PositionEncoding(nn.Module):
-    """PPEG of TransMIL: the tokens but the first as an s × s picture, plus its depth-wise 7, 5 and 3 convolutions; [B, 1 + s², d]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.filters = nn.ModuleList(nn.Conv2d(width, width, size, padding=size // 2, groups=width) for size in (7, 5, 3))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        first, rest = tokens[:, :1], tokens[:, 1:]
-        side = math.isqrt(rest.shape[1])
-        picture = rest.transpose(1, 2).unflatten(2, (side, side))
-        picture = picture + sum(layer(picture) for layer in self.filters)
-        return torch.cat([first, picture.flatten(2).transpose(1, 2)], dim=1)
-
-
-def fill_square(tokens: Tensor) -> Tensor:
-    """Tokens [B, N, …] with the first of them repeated up to the next square number."""
-    count = tokens.shape[1]
-    return torch.cat([tokens, tokens[:, : math.ceil(math.sqrt(count)) ** 2 - count]], dim=1)
+            az = torch.bmm(a, z)
+            inner = torch.baddbmm(second, az, first - 0.25 * az, alpha=-1)
+            z = torch.bmm(z, torch.baddbmm(third, az, inner, alpha=-1))
+        return z.view(matrix.shape)
