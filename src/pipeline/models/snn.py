@@ -25,7 +25,7 @@ class SNN(SurvivalModel):
     variant). A patient without the vector cannot be predicted; nothing is imputed.
 
     modality: the vector that is read (`omics`, or any table of the cohort). hidden: width of each block.
-    activation: elu, selu or relu (relu takes ordinary dropout, our choice).
+    activation: elu, selu, silu or relu (relu takes ordinary dropout, our choice).
     """
 
     def __init__(self, inputs: Inputs, *, modality: str, hidden: Sequence[int], activation: str, dropout: float) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "selu": nn.SELU, "relu": nn.ReLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "selu": nn.SELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
 def snn_block(width_in: int, width_out: int, dropout: float, activation: str = "elu") -> nn.Sequential:
