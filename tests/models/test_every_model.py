@@ -13,6 +13,7 @@ from pipeline.models.interface import Target
 from pipeline.nn.hazards import risk_score, survival
 
 VARIANTS = [(name, variant) for name in available_models() for variant in [None, *model_variants(name)]]
+REPEATABLE = [v for v in VARIANTS if v not in {("hdmoe", "random"), ("hdmoe", "code")}]  # those draw segments in evaluation, too
 # Exact zeros by the shift invariance of a softmax: biases of keys, and the last bias of an attention pooling.
 NO_GRADIENT = ("pool.score.bias", "key.bias")
 BATCHES = {"complete": ("", "", ""), "mixed": ("", "omics", "wsi")}
@@ -24,11 +25,13 @@ BINARY = {"logistic", "forest"}
 ONE_NUMBER = {"coxnet", *BINARY}
 WEIGHED = {"camlif"}  # its class token is one among the patches, so their number matters
 OWN_GRADIENT_TESTS = {"adamhf", "haf", "hdmoe"}  # weights that only some patients or only auxiliary losses reach
+ROUTED = {"adamhf"}  # which expert is run, and which patches are kept, is a comparison of numbers: in half precision another may win
 
 
 def untrained(name, inputs, variant=None, **options):
     """The model with the options that make its tests fast, where it has them."""
     small = {"n_query_h": 6, "n_query_g": 4} if name == "survq" and not (variant or "").startswith("queries") else {}
+    small |= {"snn_hidden": 32} if name == "hdmoe" else {"gene_hidden": 32} if name == "adamhf" else {}
     small |= {"trees": 5} if name in ("rsf", "forest") else {}
     small |= {"modalities": ["omics"]} if name in FITTED else {}
     small |= {"modalities": ["wsi"]} if name == "haf" and "tma" in (variant or "") else {}
@@ -66,6 +69,8 @@ def test_every_variant_runs_forward_and_backward(name, variant, inputs, draw, st
     assert all(term.dim() == 0 and term.isfinite() for term in terms)
     (output.logits.square().sum() + sum(terms, torch.zeros(()))).backward()
     absent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and not n.startswith("absent_")]
+    if name in ROUTED:
+        absent = [n for n in absent if ".experts." not in n]
     assert not absent
     assert (survival(output.logits).diff(dim=1) <= 0).all()
 
@@ -106,7 +111,7 @@ def test_evaluation_is_deterministic_and_training_is_not(name, inputs, draw):
     assert torch.equal(model(patient).logits, model(patient).logits)
 
 
-@pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v != ("abmil", "unmasked")])  # there padding takes part
+@pytest.mark.parametrize("name, variant", [v for v in REPEATABLE if v != ("abmil", "unmasked")])  # there padding takes part
 @pytest.mark.parametrize("batch", BATCHES)
 def test_a_batch_gives_what_its_patients_give_alone(name, variant, batch, inputs, draw, stack):
     model = build(name, inputs, variant).eval()
@@ -167,16 +172,19 @@ def test_attention_that_sums_to_one_does_so_and_skips_padding(name, inputs, draw
             assert (weights[0, ..., 9:] == 0).all()
 
 
-@pytest.mark.parametrize("name, variant", VARIANTS)
+@pytest.mark.parametrize("name, variant", REPEATABLE)
 def test_mixed_precision_runs_and_stays_close(name, variant, inputs, draw, stack):
     model, batch = build(name, inputs, variant).eval(), stack([draw(9), draw(13)])
     exact = model(batch).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = model(batch).logits
+    if name in ROUTED:
+        assert rough.isfinite().all()
+        return
     torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("name, variant", VARIANTS)
+@pytest.mark.parametrize("name, variant", REPEATABLE)
 def test_a_model_is_saved_and_read_back_without_pickle(name, variant, inputs, draw, tmp_path):
     from safetensors.torch import load_file, save_file
 

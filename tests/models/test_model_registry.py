@@ -8,7 +8,7 @@ import yaml
 from pipeline.config import ROOT
 from pipeline.errors import InputError
 from pipeline.models import available_models, build_model, load_model_config, model_variants, parse_model
-from pipeline.models.__main__ import table
+from pipeline.models.__main__ import main, table, variants
 from pipeline.models.interface import Inputs
 from pipeline.models.registry import entry
 
@@ -24,8 +24,10 @@ def test_every_model_has_a_file_of_settings_and_the_other_way_round():
 @pytest.mark.parametrize("name", available_models())
 def test_settings_name_exactly_the_constructors_arguments(name):
     arguments = [p.name for p in inspect.signature(entry(name).model.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert list(load_model_config(name)["model"]) == arguments
-    assert set(load_model_config(name)["modalities"]) == set(entry(name).modalities)
+    settings = load_model_config(name)
+    assert list(settings["model"]) == arguments
+    named = [settings["model"][need.strip("{}")] if need.startswith("{") else need for need in settings["modalities"]]
+    assert set(named) - {None} == set(entry(name).modalities)
 
 
 @pytest.mark.parametrize("name", available_models())
@@ -44,6 +46,18 @@ def test_a_variant_overrides_and_leaves_the_rest():
     assert variant["training"]["optimizer"] == "radam"
     assert variant["training"]["loss"] == plain["training"]["loss"]
     assert load_model_config("abmil", "concat")["modalities"] == ["wsi", "omics"]
+
+
+def test_a_preset_lies_under_the_variant(tmp_path):
+    (tmp_path / "models").mkdir()
+    document = yaml.safe_load((ROOT / "models" / "snn.yaml").read_text())
+    document["presets"] = {"blca": {"model": {"dropout": 0.5}, "training": {"epochs": 7, "lr": 0.1}}}
+    document["variants"] = {"slow": {"training": {"epochs": 70}}}
+    (tmp_path / "models" / "snn.yaml").write_text(yaml.safe_dump(document))
+    there = load_model_config("snn", "slow", preset="blca", config=tmp_path)
+    assert (there["model"]["dropout"], there["training"]["epochs"], there["training"]["lr"]) == (0.5, 70, 0.1)
+    elsewhere = load_model_config("snn", "slow", preset="luad", config=tmp_path)
+    assert (elsewhere["model"]["dropout"], elsewhere["training"]["lr"]) == (0.25, 2e-4)
 
 
 def test_a_model_may_be_written_with_its_variant():
@@ -118,3 +132,26 @@ def test_the_table_of_models_states_the_published_figures():
     assert list(rows.loc[["abmil", "mcat", "snn", "survq"], "parameters"]) == [920_069, 4_161_286, 982_532, 25_728_836]
     assert list(rows.loc[["abmil", "snn"], "forward_gflops"]) == [6.4490, 0.0020]
     assert rows.loc["survq", "forward_gflops"] == pytest.approx(7.243, abs=5e-4)
+
+
+def test_the_variants_of_a_model_are_listed_with_what_they_read_and_cost():
+    rows = variants("abmil").set_index("model")
+    assert list(rows.index) == ["abmil", *(f"abmil+{name}" for name in model_variants("abmil"))]
+    assert rows.loc["abmil", "parameters"] == 920_069
+    assert rows.loc["abmil", "forward_gflops"] == 6.449
+    assert rows.loc["abmil", "modalities"] == "wsi"
+
+
+def test_a_variant_that_the_reference_input_does_not_suit_is_listed_with_the_reason():
+    rows = variants("snntrans").set_index("model")
+    assert "SNNTrans reads 'pathways'" in rows.loc["snntrans+pathways", "note"]
+    assert rows.loc["snntrans+pathways", ["parameters", "forward_gflops"]].isna().all()
+
+
+def test_the_command_line_prints_one_table_and_names_the_nearest_model(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["models", "snn"])
+    main()
+    assert capsys.readouterr().out.startswith("model\tmodalities\tparameters\tforward_gflops\tnote\nsnn\t")
+    monkeypatch.setattr(sys, "argv", ["models", "snnn"])
+    with pytest.raises(SystemExit, match="Did you mean 'snn'"):
+        main()

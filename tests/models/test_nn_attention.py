@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.nn.attention import CrossAttention, GatedAttentionPool, masked_mean, masked_softmax
 
@@ -81,3 +82,43 @@ def test_folding_changes_neither_values_nor_gradients():
         gradients.append([result, weights, scores, queries.grad, instances.grad, *(p.grad for p in layer.parameters())])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("heads, width", [(1, 16), (1, 24), (1, 17), (2, 64), (4, 16)])
+def test_streaming_gives_the_values_and_gradients_of_the_attention_with_its_map(folded, heads, width):
+    layer, last = CrossAttention(16, heads=heads, bias=True, output=True, folded=folded).double(), nn.Linear(width, 16).double()
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    queries = torch.randn(1, 5, 16, dtype=torch.double, requires_grad=True)
+    raw = torch.randn(3, 7, width, dtype=torch.double, requires_grad=True)
+    learned = [queries, raw, *last.parameters(), *(p for name, p in layer.named_parameters() if name != "key.bias")]
+    whole = layer(queries, last(raw), masked())[0]
+    streamed = layer.stream(queries, raw, masked(), last=last)
+    torch.testing.assert_close(streamed, whole)
+    for one, other in zip(*(torch.autograd.grad(x.square().sum(), learned) for x in (whole, streamed)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_streaming_over_nothing_is_finite_and_can_be_discarded():
+    layer, instances = CrossAttention(8, bias=True, output=False), torch.randn(2, 5, 8, requires_grad=True)
+    mask = torch.tensor([[True] * 5, [False] * 5])
+    result = layer.stream(torch.randn(1, 3, 8), instances, mask)
+    assert torch.isfinite(result).all()
+    result[0].sum().backward()
+    assert (instances.grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("heads, queries, width", [(1, 5, 16), (1, 20, 64), (1, 40, 64), (4, 4, 16), (4, 40, 16), (4, 40, 64)])
+def test_streaming_takes_the_cheaper_form(heads, queries, width):
+    d, n = 16, 10_000
+    counts = []
+    for folded in (True, False):
+        layer, last = CrossAttention(d, heads=heads, bias=False, output=False, folded=folded), nn.Linear(width, d)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layer.stream(torch.randn(1, queries, d), torch.randn(1, n, width), last=last)
+        counts.append(counter.get_total_flops() / (2 * n))
+    looks = heads * queries
+    plain, folded = width * d + 2 * d * d + 2 * queries * d, width * d + 2 * looks * d
+    assert counts[1] == pytest.approx(plain, rel=0.02)
+    assert counts[0] == pytest.approx(min(plain, folded, 2 * looks * width), rel=0.02)

@@ -76,9 +76,7 @@ def model_variants(name: str, *, config: Path | None = None) -> list[str]:
     return list(_settings(name, config)[0].get("variants") or {})
 
 
-def load_model_config(
-    name: str, variant: str | None = None, *, preset: str | None = None, config: Path | None = None
-) -> dict[str, Any]:
+def load_model_config(name: str, variant: str | None = None, *, preset: str | None = None, config: Path | None = None) -> dict[str, Any]:
     """The settings of a model, over them those of its preset (a cohort's name; nothing where it has none for it) and of its variant.
 
     Returns `paper`, `modalities` (what the model reads here), `model` (constructor arguments) and `training` (the protocol).
