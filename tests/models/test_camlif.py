@@ -12,6 +12,7 @@ from pipeline.models.interface import Inputs
 from pipeline.models.reference import parameters, reference_patient
 from pipeline.nn.context_attention import ContextAttention, Tokens
 from pipeline.nn.self_attention import NystromAttention
+from pipeline.training.losses import cox_partial
 
 REGIONS = (58, 290, 290, 155)  # tumour, epithelium, stroma, nuclei
 TCGA = Inputs(vectors={"path": 32, "genes": 320}, bins=1)
@@ -144,8 +145,9 @@ def test_groups_have_dropout_after_their_first_layer_alone():
     assert (embed.hidden, embed.dropout, embed.dropout_out) == (512, 0.25, 0.0)
 
 
-def test_without_dropout_training_and_evaluation_agree():
-    model, batch = two_tables(dropout=0.0, snn_dropout=0.0), a_batch(TABLES)
+@pytest.mark.parametrize("options", [{}, {"context": "mean"}, {"residual": "other"}, {"cross_attention": "mha"}, {"encoder": "nystrom1"}])
+def test_without_dropout_fifty_copies_in_training_are_the_one_of_evaluation(options):
+    model, batch = two_tables(dropout=0.0, snn_dropout=0.0, n_rep=50, **options), a_batch(TABLES)
     torch.testing.assert_close(model(batch).logits, model.eval()(batch).logits, atol=1e-5, rtol=1e-4)
 
 
@@ -212,6 +214,31 @@ def test_the_decoders_last_layer_computes_the_class_token_alone_and_the_same(inp
     assert (rest.values.shape[1], nothing.values.shape[1]) == (9, 0)
 
 
+def test_class_tokens_do_not_depend_on_the_order_of_tokens_or_on_padding():
+    model, calls = luad().eval(), []
+    for encoder in [*model.encoders, *model.decoders]:
+        hooked(encoder, calls)
+    x, regions, there = torch.randn(1, 300, 863), torch.randn(1, 793), torch.ones(1, dtype=torch.bool)
+    padded = torch.cat([x, 1e3 * torch.randn(1, 40, 863)], dim=1)
+    bags = [(x, x.shape[1]), (x[:, torch.randperm(300)], x.shape[1]), (padded, x.shape[1])]
+    for features, real in bags:
+        mask = (torch.arange(features.shape[1]) < real)[None]
+        model(Patient(bags={"ct": Bag(features, mask)}, groups={"regions": regions}, present={"ct": there, "omics": there}))
+    given, shuffled, longer = (torch.cat([first for _, (first, _) in calls[at : at + 4]]) for at in (0, 4, 8))
+    torch.testing.assert_close(shuffled, given, atol=1e-5, rtol=0)
+    torch.testing.assert_close(longer, given, atol=1e-5, rtol=0)
+
+
+def test_linear_layers_of_gates_and_fusion_start_by_their_fan_in_and_class_tokens_near_zero():
+    model = tcga()
+    interact = model.fusion.interact[0]
+    for layer in [interact.encode[1], *(layer for gate in interact.gates for layer in (gate.hidden, gate.out[0]))]:
+        assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.15)
+        assert (layer.bias == 0).all()
+    for encoder in [*model.encoders, *model.decoders]:
+        assert 1e-7 < encoder.first.std().item() < 1e-5
+
+
 # --- the loss ---
 
 
@@ -274,12 +301,37 @@ def test_an_absent_modality_leaves_its_partner_without_context_and_itself_out_of
     assert (blocks[2] != 0).any()
 
 
-@pytest.mark.parametrize("cross_attention", ["context", "mha", "none"])
-def test_what_stands_in_the_place_of_an_absent_modality_is_never_read(inputs, draw, stack, cross_attention):
-    model = build_model("camlif", inputs, cross_attention=cross_attention, **SMALL).eval()
-    batch = stack([draw(9), draw(13)]).without("omics")
-    noise = replace(batch, groups={name: torch.randn_like(x) for name, x in batch.groups.items()})
-    torch.testing.assert_close(model(noise).logits, model(batch).logits)
+@pytest.mark.parametrize("absent", ["wsi", "omics"])
+@pytest.mark.parametrize("options", [{}, {"residual": "other"}, {"cross_attention": "mha"}, {"cross_attention": "none"}])
+def test_what_stands_in_the_place_of_an_absent_modality_is_never_read_nor_learned_from(inputs, draw, stack, options, absent):
+    model = build_model("camlif", inputs, **options, dropout=0.0, snn_dropout=0.0, **SMALL)
+    batch = stack([draw(9), draw(13)]).without(absent)
+    noise = replace(
+        batch,
+        bags={"wsi": replace(batch.bags["wsi"], features=torch.randn_like(batch.bags["wsi"].features))} if absent == "wsi" else batch.bags,
+        groups={name: torch.randn_like(x) for name, x in batch.groups.items()} if absent == "omics" else batch.groups,
+    )
+    output, other = model(noise), model(batch)
+    torch.testing.assert_close(output.logits, other.logits)
+    torch.testing.assert_close(output.losses, other.losses)
+    (output.logits.sum() + sum(output.losses.values())).backward()
+    at = ("wsi", "omics").index(absent)
+    for lists in (model.sources, model.encoders, model.decoders or ()):
+        for m, module in enumerate(lists):
+            assert any((p.grad is not None) and bool(p.grad.any()) for p in module.parameters()) == (m != at)
+
+
+def test_cox_compares_patients_of_whom_some_lack_a_modality(inputs, draw, stack):
+    model = build_model("camlif", replace(inputs, bins=1), dropout=0.0, snn_dropout=0.0, **SMALL)
+    patients = [draw(9), draw(13, "omics"), draw(5, "wsi"), draw(7)]
+    time, event = torch.tensor([4.0, 1.0, 3.0, 2.0]), torch.tensor([True, True, True, False])
+    output = model(stack(patients))
+    loss = cox_partial(output.logits[:, 0], time, event)
+    risk = torch.cat([model(p).logits for p in patients])[:, 0].exp()
+    at_risk = [risk.sum() / risk[1], (risk[0] + risk[2]) / risk[2], torch.ones(())]  # of the deaths at 1, 3, 4
+    torch.testing.assert_close(loss, torch.stack(at_risk).log().sum() / 3, atol=1e-5, rtol=1e-4)
+    (loss + output.losses["alignment"]).backward()
+    assert all(bool(p.grad.isfinite().all() and p.grad.any()) for p in model.parameters())
 
 
 def test_an_absent_modality_has_no_alignment(inputs, draw, stack):
@@ -318,6 +370,33 @@ def test_a_clinical_table_joins_before_the_head_and_may_be_absent_or_alone():
     alone = model(batch.without("path").without("genes")).logits
     assert alone.isfinite().all()
     assert len(alone.unique()) == 4
+
+
+PAIRS = Inputs(
+    bags={"ct": 9, "wsi": 24}, vectors={"path": 8, "genes": 11, "omics": 7, "clinical": 3}, groups={"regions": (2, 3, 1, 4)}, bins=1
+)
+
+
+@pytest.mark.parametrize(
+    "a, b, groups, width",
+    [
+        ("ct", "omics", "regions", 256),  # radiomics and four regions of the slide
+        ("ct", "path", None, 256),
+        ("ct", "wsi", None, 256),
+        ("wsi", "omics", None, 256),
+        ("omics", "path", "regions", 256),
+        ("path", "genes", None, 32),
+    ],
+)
+def test_any_two_modalities_and_clinical_data_can_be_fused(a, b, groups, width):
+    model = build_model("camlif", PAIRS, modality_a=a, modality_b=b, groups=groups, clinical="clinical").eval()
+    assert (model.modalities, model.encoders[0].first.shape[2]) == ((a, b, "clinical"), width)
+    full = reference_patient(PAIRS, 6)
+    outputs = [model(patient).logits.item() for patient in (full, *map(full.without, (a, b, "clinical")))]
+    assert len(set(outputs)) == 4  # each of the three matters
+    others = {"ct", "wsi", "path", "genes", "omics"} - {a, b}
+    for name in others:
+        assert model(full.without(name)).logits.item() == outputs[0]
 
 
 # --- switches ---
@@ -401,6 +480,18 @@ def test_columns_of_a_context_sum_to_one_and_padding_is_not_in_it():
     torch.testing.assert_close(context[1:], layer._context(layer.key_value[0](x[1:, :4]), Tokens(x[1:, :4])))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mean", [True, False])
+def test_a_context_of_many_tokens_is_summed_in_single_precision(dtype, mean):
+    layer, key_value = ContextAttention(16, heads=4, mean=mean, other=False), 4 + 0.1 * torch.randn(1, 5000, 32)
+    key_value = key_value.to(dtype)  # the sum of products, 80,000, is more than float16 holds
+    with torch.autocast("cpu", dtype=dtype):
+        rough = layer._context(key_value, Tokens(key_value))
+    single = layer._context(key_value.float(), Tokens(key_value))
+    assert (rough.dtype, bool(rough.isfinite().all())) == (dtype, True)
+    torch.testing.assert_close(rough, single.to(dtype))
+
+
 def test_the_codes_encoder_is_one_nystrom_layer(inputs, draw, stack):
     model = build_model("camlif", inputs, "nystrom", **SMALL).eval()
     assert model.ordered
@@ -411,15 +502,24 @@ def test_the_codes_encoder_is_one_nystrom_layer(inputs, draw, stack):
     mixed = build_model("camlif", inputs, "nystrom", **{**SMALL, "groups": None})
     kinds = [type(encoder.layers[0]) is NystromAttention for encoder in mixed.encoders]
     assert kinds == [True, False]  # equal copies keep exact attention
+    assert not two_tables(encoder="nystrom1").ordered
 
 
 # --- one modality alone (Table 1) ---
 
 
-@pytest.mark.parametrize("length, hidden", [(793, [256, 128, 64]), (290, [256, 128, 64]), (155, [128, 64]), (58, [])])
-def test_a_region_alone_is_the_codes_mlp(length, hidden):
+@pytest.mark.parametrize(
+    "variant, length, hidden",
+    [
+        ("only_b", 793, [256, 128, 64]),
+        ("only_b", 290, [256, 128, 64]),
+        ("only_b_nuclei", 155, [128, 64]),
+        ("only_b_tumour", 58, []),
+    ],
+)
+def test_a_region_alone_is_the_codes_mlp(variant, length, hidden):
     inputs = Inputs(vectors={"region": length}, bins=1)
-    model = build_model("camlif", inputs, "only_b", modality_b="region", alone_hidden=hidden).eval()
+    model = build_model("camlif", inputs, variant, modality_b="region").eval()
     widths = [length, *hidden, 32, 1]
     assert parameters(model) == sum(a * b + b for a, b in pairwise(widths))
     x = torch.randn(3, length)

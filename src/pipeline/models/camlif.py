@@ -96,7 +96,8 @@ class CAMLIF(SurvivalModel):
         self.clinical, self.modalities = clinical, (*self.names, clinical) if clinical else self.names
         self.requires = choice("missing", missing, {"native": (), "zeros": (), "refuse": self.names})
         self.zeros, self.bounded, self.alpha, self.detach = missing == "zeros", bounded and inputs.bins == 1, alpha, detach
-        self.ordered = choice("encoder", encoder, {"msa2": False, "nystrom1": True})  # landmarks are runs of tokens
+        nystrom = choice("encoder", encoder, {"msa2": False, "nystrom1": True})
+        self.ordered = nystrom and any(name in inputs.bags for name in self.names)  # landmarks are runs of instances
         options = {"mean": choice("context", context, {"sum": False, "mean": True})}
         options |= {"other": choice("residual", residual, {"own": False, "other": True})}
         kinds = {"context": partial(ContextAttention, heads=heads, **options), "mha": _QueryAttention, "none": None}
@@ -114,9 +115,9 @@ class CAMLIF(SurvivalModel):
             return _Vector(inputs, name, d, hidden, snn_dropout, copies=n_rep if both else None, dropout=dropout)
 
         def encoder_of(vector: bool) -> nn.Module:
-            if self.ordered and not vector:  # padding takes no part (in the code it does)
+            if nystrom and not vector:  # padding takes no part (in the code it does)
                 return _Encoder(d, [NystromAttention(d, heads=heads, dropout=dropout, landmarks=d // 4)])
-            return _Encoder(d, [_SelfAttention(d, heads, dropout) for _ in range(1 if self.ordered else 2)])
+            return _Encoder(d, [_SelfAttention(d, heads, dropout) for _ in range(1 if nystrom else 2)])
 
         self.sources = nn.ModuleList(map(source, self.names, vectors))
         self.encoders = nn.ModuleList(map(encoder_of, vectors)) if both or not vectors[0] else None
@@ -171,9 +172,9 @@ class CAMLIF(SurvivalModel):
         """Class tokens [B, d] and tokens of every modality, the latter only where cross-attention will read them."""
         if encoders is None:  # one vector, which needs none
             return [tokens[0].values[:, 0]], tokens
-        if self.explain and not self.ordered:
+        if self.explain:
             for name, source, encoder, x, there in zip(self.names, self.sources, encoders, tokens, has, strict=True):
-                if not isinstance(source, _Vector):
+                if isinstance(encoder.layers[-1], _SelfAttention) and not isinstance(source, _Vector):
                     attention[name + suffix] = encoder.attended(x) * there[:, None]
         last = self.cross is None or encoders is self.decoders
         encoded = [encoder(x, class_only=last) for encoder, x in zip(encoders, tokens, strict=True)]

@@ -67,13 +67,20 @@ class ContextAttention(nn.Module):
         return changed
 
     def _context(self, key_value: Tensor, tokens: Tokens) -> Tensor:
-        k, v = (split_heads(half, self.heads) for half in key_value.chunk(2, dim=-1))
-        if tokens.mask is not None:
-            v = v.masked_fill(~tokens.mask[:, None, :, None], 0)
-        weight: Tensor | float = tokens.copies or 1
-        if self.mean:
-            weight = 1 / v.shape[2] if tokens.mask is None else 1 / tokens.mask.sum(dim=1).view(-1, 1, 1, 1)
-        return (k.transpose(-1, -2) @ v * (k.shape[-1] ** -0.5 * weight)).softmax(dim=-2)
+        """softmax(KᵀV/√d_h), [B, heads, d_h, d_h], from keys and values [B, N, 2d].
+
+        In float32 or better: what thousands of tokens add up to overflows float16, and in bfloat16 the softmax would be off by 0.1.
+        """
+        with torch.autocast(key_value.device.type, enabled=False):
+            exact = key_value.to(torch.promote_types(key_value.dtype, torch.float32))
+            k, v = (split_heads(half, self.heads) for half in exact.chunk(2, dim=-1))
+            if tokens.mask is not None:
+                v = v.masked_fill(~tokens.mask[:, None, :, None], 0)
+            weight: Tensor | float = tokens.copies or 1
+            if self.mean:
+                weight = 1 / v.shape[2] if tokens.mask is None else 1 / tokens.mask.sum(dim=1).view(-1, 1, 1, 1)
+            context = (k.transpose(-1, -2) @ v * (k.shape[-1] ** -0.5 * weight)).softmax(dim=-2)
+        return context.to(key_value.dtype)
 
 
 def _two(width_in: int, width_out: int, *, bias: bool = True) -> nn.ModuleList:
