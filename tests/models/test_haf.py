@@ -14,7 +14,8 @@ from pipeline.models import build_model
 from pipeline.models.haf import TABLES, random_subset
 from pipeline.models.interface import Inputs, Target
 from pipeline.models.reference import forward_flops, parameters, reference_patient
-from pipeline.training.loop import Trainer
+from pipeline.nn.hazards import risk_score
+from pipeline.training.loop import NonFiniteLossError, Trainer
 from pipeline.training.losses import discrete_nll
 from pipeline.training.protocol import Protocol
 
@@ -83,17 +84,36 @@ def test_parameters_are_those_of_the_specification_part_by_part():
 
 @pytest.mark.parametrize(
     "variant, expected",
-    [("clam_wsi", 70_183), ("clam_tma", 70_183), ("clam_wsi_tma", 70_183), ("clam_small", 790_791), ("mlp_wsi_tma", 223_055)]
+    [("clam_wsi", 70_183), ("clam_tma", 70_183), ("clam_wsi_tma", 70_183), ("mlp_wsi_tma", 223_055)]
+    + [(name, 790_791) for name in ("clam_small", "clam_official", "clam_official_tma", "clam_official_wsi_tma")]
     + [(name, 401_487) for name in ("mlp_all", "ga", "clip", "drop", "clip_drop", "no_detach", "sequential")],
 )
 def test_parameters_of_the_rows_of_table_1_are_those_of_the_specification(variant, expected):
     assert parameters(build_model("haf", REFERENCE, variant)) == expected
 
 
+def flops(wsi, tma, variant=None):
+    """Operations of one forward pass at the reference widths, bags of so many patches."""
+    patient = reference_patient(REFERENCE, max(wsi, tma))
+    bags = {m: Bag(patient.bags[m].features[:, :n], patient.bags[m].mask[:, :n]) for m, n in (("wsi", wsi), ("tma", tma))}
+    return forward_flops(build_model("haf", REFERENCE, variant), replace(patient, bags=bags))
+
+
 def test_operations_are_those_of_the_specification():
-    patient = reference_patient(REFERENCE, 4096)
-    cores = Bag(patient.bags["tma"].features[:, :16], patient.bags["tma"].mask[:, :16])
-    assert round(forward_flops(build_model("haf", REFERENCE), replace(patient, bags={**patient.bags, "tma": cores})) / 1e6, 2) == 573.96
+    assert round(flops(4096, 16) / 1e6, 2) == 573.96
+    assert round(flops(4096, 1, "clam_wsi") / 1e6, 2) == 571.21  # the encoder of the slide
+
+
+def test_operations_grow_with_the_number_of_patches_and_by_the_encoder_alone():
+    score_and_sum = 2 * (32 + 64)
+    assert flops(300, 16) - flops(100, 16) == 200 * (2 * (1024 * 64 + 2 * 64 * 32) + score_and_sum)
+
+
+def test_shapes_are_those_of_the_specification():
+    model = build_model("haf", REFERENCE).eval()
+    model.explain = True
+    output = model(reference_patient(REFERENCE, 5))
+    assert (output.logits.shape, output.details["aligned"].shape) == ((1, 1), (1, 7, 128))
 
 
 # --- the equations, restated patient by patient ---
@@ -127,7 +147,8 @@ def by_hand(model, patients, labels, keep):
         v = torch.stack([u[m] / u[m].norm() for m in mine], dim=1)  # [d_out, k]
         left, sigma, _ = torch.linalg.svd(v, full_matrices=False)
         emphasis.append(-(sigma / 0.1).log_softmax(dim=0)[0])
-        directions.append(left[:, 0] * (left[:, 0] @ v.sum(dim=1)).sign())
+        q, towards = left[:, 0], left[:, 0] @ v.sum(dim=1)
+        directions.append(q * (towards if towards.abs() > 1e-5 else q[q.abs().argmax()]).sign())
 
         def predict(those, u=u):
             return model.fusion(torch.cat([u[m] if m in those else torch.zeros(16) for m in ALL]))[0]
@@ -171,7 +192,8 @@ def test_two_classes_of_the_bag_head_have_the_cross_entropy_of_their_difference(
 
 @pytest.mark.parametrize("variant", [None, "clip_drop"])
 def test_half_precision_keeps_every_loss(inputs, variant):
-    model, patients, labels = build(inputs, variant), batch(lacks=[(1, "clinical")]), target()
+    lacks = [(1, "clinical"), (2, "tma"), *((3, m) for m in ALL if m != "blood")]
+    model, patients, labels = build(inputs, variant), batch(lacks=lacks), target()
     exact = terms(model, patients, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = terms(model, patients, labels)
@@ -202,7 +224,7 @@ def test_what_is_stored_of_an_absent_modality_is_never_read(inputs, variant):
     noisy = replace(
         patients,
         vectors={**patients.vectors, "clinical": noisy_table},
-        bags={**patients.bags, "wsi": Bag(noisy_bag, patients.bags["wsi"].mask)},
+        bags={**patients.bags, "wsi": Bag(noisy_bag, patients.bags["wsi"].mask | (torch.arange(6) == 2)[:, None])},
     )
     before, after = terms(model, patients, labels), terms(model, noisy, labels)
     assert before.keys() == after.keys()
@@ -252,6 +274,20 @@ def test_without_detachment_the_fusion_reaches_the_encoders(inputs):
 
 
 @pytest.mark.parametrize(
+    "detach, full, emphasis",
+    [
+        ({"detach_stage1": False}, {"fusion"}, {"encoders", "phi"}),
+        ({"detach_stage2": False}, {"phi", "fusion"}, {"phi"}),
+    ],
+)
+def test_each_stop_gradient_can_be_lifted_alone(inputs, detach, full, emphasis):
+    model = build(inputs, **detach)
+    found = terms(model, batch(), target())
+    assert reached(model, found["full"]) == full
+    assert reached(model, found["singular_emphasis"]) == emphasis
+
+
+@pytest.mark.parametrize(
     "variant, parts", [("mlp_all", {"phi", "fusion"}), ("drop", {"phi", "fusion"}), ("ga", {"fusion"}), ("clip", {"fusion"})]
 )
 def test_without_an_alignment_phi_belongs_to_the_fusion(inputs, variant, parts):
@@ -292,22 +328,28 @@ def test_losses_are_computed_in_training_only(inputs, variant):
     assert model.supervised(output, target()) == {}
 
 
-def test_end_to_end_alignment_without_its_losses_is_the_plain_fusion(inputs):
-    aligned, plain = build(inputs, "ga_no_detach"), build(inputs, "mlp_all_no_detach")
-    found, expected = terms(aligned, batch(), target()), terms(plain, batch(), target())
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name])
-    torch.stack([found[name] for name in expected]).sum().backward()
-    torch.stack(list(expected.values())).sum().backward()
+@pytest.mark.parametrize("variant", ["ga", "clip"])
+def test_an_alignment_without_weight_and_stop_is_the_plain_fusion_along_the_whole_training(inputs, variant, tmp_path):
+    data, train, inner, test = made_cohort()
+    aligned = build(inputs, variant, lambda_align=0.0, detach_stage2=False)
+    plain = build(inputs, "mlp_all")
+    protocol = Protocol(epochs=4, batch_size=20, sampler="uniform", selection="inner")
+    curves = [Trainer(m, data, protocol, 1).fit(train, inner, test, tmp_path / f"{m.align}", "key") for m in (aligned, plain)]
+    assert [row["train_loss"] for row in curves[0]] == pytest.approx([row["train_loss"] for row in curves[1]], rel=1e-6)
     for one, other in zip(aligned.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+        torch.testing.assert_close(one, other)
 
 
 def test_dropping_nothing_is_the_plain_fusion_with_its_loss_twice(inputs):
-    found = terms(build(inputs, "drop", p_train=0.0), batch(), target())
-    plain = terms(build(inputs, "mlp_all"), batch(), target())
-    torch.testing.assert_close(found["full"] + found["reduced"], 2 * plain["full"])
+    dropping, plain = build(inputs, "drop", p_train=0.0), build(inputs, "mlp_all")
+    found, expected = terms(dropping, batch(), target()), terms(plain, batch(), target())
+    assert torch.equal(found["full"] + found["reduced"], 2 * expected["full"])
     assert found["monotonicity"] == 0
+    (found["full"] + found["reduced"] + found["monotonicity"]).backward()
+    (2 * expected["full"]).backward()
+    for (name, one), other in zip(dropping.named_parameters(), plain.parameters(), strict=True):
+        if not name.startswith("encoders"):
+            torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_a_patient_with_one_modality_keeps_it_and_has_no_monotonicity(inputs):
@@ -367,6 +409,7 @@ def test_the_monotonicity_raises_the_reduced_loss_unless_told_not_to(inputs):
         ({"tau_sv": 1.0}, {"singular_emphasis"}),
         ({"tau_pd": 1.0}, {"discriminability"}),
         ({"lambda_pd": 1.0}, {"discriminability"}),
+        ({"lambda_align": 2.0}, {"singular_emphasis", "discriminability"}),
         ({"lambda_mofe": 1.0}, {"monotonicity"}),
         ({"normalize": False}, {"singular_emphasis", "discriminability"}),
         ({"instance_weight": 0.5}, {"wsi_instances", "tma_instances"}),
@@ -461,6 +504,46 @@ def test_time_bins_give_every_head_the_likelihood_and_teach_instances_by_events_
     assert taught.tolist() == [True, True, True, False]  # the bins of the patients with the event
 
 
+SETS = {
+    "seven": Inputs(bags={"wsi": 6, "tma": 4}, vectors=TABLES, bins=1),
+    "two": Inputs(bags={"wsi": 6}, vectors={"omics": 9}, bins=4),
+    "tables": Inputs(vectors={"clinical": 3, "blood": 5}, bins=1),
+    "bags": Inputs(bags={"wsi": 6, "tma": 4, "mri": 5}, bins=4),
+    "one table": Inputs(vectors={"clinical": 3}, bins=1),
+    "one bag": Inputs(bags={"mri": 5}, bins=4),
+}
+
+
+@pytest.mark.parametrize("variant", [None, "no_detach", "mlp_all", "clip_drop", "mlp_all_no_phi"])
+@pytest.mark.parametrize("offered", SETS)
+def test_any_set_of_modalities_is_read_and_learns_whoever_lacks_what(offered, variant):
+    sizes = SETS[offered]
+    names = [*sizes.bags, *sizes.vectors]
+    bags = {m: Bag(torch.randn(5, 7, width), torch.ones(5, 7, dtype=torch.bool)) for m, width in sizes.bags.items()}
+    vectors = {m: torch.randn(5, width) for m, width in sizes.vectors.items()}
+    patients = Patient(bags, vectors, {}, {m: torch.ones(5, dtype=torch.bool) for m in names})
+    for row, name in enumerate(names[1:5]):  # the first row lacks the second modality, and so on
+        patients = patients.without(name, torch.arange(5) == row)
+    for name in names[1:]:  # the last row has one
+        patients = patients.without(name, torch.arange(5) == 4)
+    y, event = torch.arange(5) % sizes.bins, torch.tensor([True, False, True, False, True])
+    model = build(sizes, variant)
+    found = terms(model, patients, Target(y, event, lambda logits: discrete_nll(logits, y, event)))
+    torch.stack(list(found.values())).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    alone = torch.cat([model.eval()(patients.single(row)).logits for row in range(5)])
+    torch.testing.assert_close(model(patients).logits, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_modality_whose_projection_has_become_zero_does_no_harm(inputs):
+    model = build(inputs, "no_detach")
+    with torch.no_grad():
+        model.phi["blood"][-1].weight.zero_()
+        model.phi["blood"][-1].bias.zero_()
+    torch.stack(list(terms(model, batch(lacks=[(0, m) for m in ALL if m != "blood"]), target()).values())).sum().backward()
+    assert max(float(p.grad.abs().max()) for p in model.parameters()) < 100
+
+
 def test_patients_without_a_bag_do_not_weigh_in_its_losses(inputs):
     model, labels = build(inputs), target()
     found = terms(model, batch(lacks=[(row, "wsi") for row in (0, 2)]), labels)
@@ -493,7 +576,8 @@ def test_everything_that_a_cohort_offers_is_read_bags_first():
         (None, {"align": "gaa"}, "align"),
         (None, {"use_phi": False}, "aligns the outputs of phi"),
         ("clam_wsi", {"align": "ga"}, "aligns the outputs of phi"),
-        (None, {"schedule": "sequential", "detach": False}, "freezes"),
+        (None, {"schedule": "sequential", "detach_stage1": False}, "freezes"),
+        (None, {"schedule": "sequential", "detach_stage2": False}, "freezes"),
         (None, {"fusion": "mean"}, "fusion"),
     ],
 )
@@ -557,6 +641,21 @@ def test_a_stage_trains_its_own_part_by_its_own_losses_and_is_watched_by_them(in
     assert model.eval()(batch()).losses == {}
 
 
+def test_what_is_frozen_has_no_dropout(inputs):
+    model = build(inputs, "sequential", encoder_dropout=0.5, dropout=0.5, random_drop=False)
+    varies = {}
+    for stage in model.stages:
+        model.enter(stage)
+        model.train()
+        first, again = (
+            [model.encoders["wsi"](b.features, b.mask).vector, model.phi["blood"](batch().vectors["blood"])]
+            for b in [batch().bags["wsi"]] * 2
+        )
+        varies[stage] = [not torch.equal(a, b) for a, b in zip(first, again, strict=True)]
+    assert varies == {"encoders": [True, False], "alignment": [False, True], "fusion": [False, False]}
+    assert not torch.equal(model(batch()).logits, model(batch()).logits)
+
+
 def test_without_an_alignment_phi_is_trained_in_the_last_stage(inputs):
     model = build(inputs, "drop", schedule="sequential")
     model.enter("encoders")
@@ -565,7 +664,7 @@ def test_without_an_alignment_phi_is_trained_in_the_last_stage(inputs):
     assert all(p.requires_grad for p in [*model.phi.parameters(), *model.fusion.parameters()])
 
 
-def made_cohort(size=60):
+def made_cohort(size=60, follow_up=False):
     """Patients whose table `blood` decides about a binary label; bags and `clinical` are noise, some patients lack one."""
     rng = np.random.default_rng(0)
     ids = [f"p{i:02}" for i in range(size)]
@@ -576,17 +675,68 @@ def made_cohort(size=60):
     rows = {p: i for i, p in enumerate(ids)}
     data = CohortData({"blood": (rows, blood), "clinical": (rows, rng.standard_normal((size, 3)).astype(np.float32))}, {}, bags)
     labels = Labels(ids, np.ones(size), event, np.zeros(size, int), (0.0, 1.0))
+    if follow_up:  # who has a high value dies early, the others late or not within ten years
+        time = np.exp(-blood[:, 0] / 2) * 3
+        labels = Labels(ids, np.minimum(time, 10), (time < 10).astype(int), np.digitize(np.minimum(time, 10), (1, 3, 8)), (0, 1, 3, 8, 10))
     return data, labels.take(np.arange(40)), labels.take(np.arange(40, 50)), labels.take(np.arange(50, 60))
 
 
 @pytest.mark.parametrize("variant", [None, "sequential", "clip_drop", "mlp_all"])
 def test_training_finds_a_planted_signal(inputs, variant, tmp_path):
     data, train, inner, test = made_cohort()
-    protocol = Protocol(epochs=20, batch_size=20, lr=1e-2, sampler="uniform", selection="inner", patience=20)
+    protocol = Protocol(epochs=8, batch_size=10, lr=1e-2, sampler="uniform", selection="inner")
     trainer = Trainer(build(inputs, variant), data, protocol, seed=1)
     trainer.fit(train, inner, test, tmp_path / "c.pt", "key")
-    risk = trainer.predict(test.patients)[:, 0]
+    risk = risk_score(trainer.predict(test.patients))
     assert harrell(test.time, test.event, risk.numpy()).value > 0.9
+
+
+@pytest.mark.parametrize("loss, bins", [("nll", 4), ("cox", 1)])
+@pytest.mark.parametrize("variant", [None, "sequential"])
+def test_times_are_learnt_in_bins_and_as_one_risk(inputs, variant, loss, bins, tmp_path):
+    data, train, _, test = made_cohort(follow_up=True)
+    protocol = Protocol(loss=loss, epochs=8, batch_size=10, lr=1e-2, sampler="uniform")
+    trainer = Trainer(build(replace(inputs, bins=bins), variant), data, protocol, seed=1)
+    trainer.fit(train, None, test, tmp_path / "c.pt", "key")
+    risk = risk_score(trainer.predict(test.patients))
+    assert harrell(test.time, test.event, risk.numpy()).value > 0.8
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL between two epochs."""
+
+
+@pytest.mark.parametrize("variant, after", [(None, 2), ("sequential", 1), ("sequential", 4), ("sequential", 7)])
+def test_a_killed_training_resumes_in_its_stage_to_the_same_bits(inputs, variant, after, tmp_path, monkeypatch):
+    data, train, inner, test = made_cohort()
+    protocol = Protocol(epochs=3, batch_size=20, lr=1e-2, schedule="plateau", selection="inner", checkpoint_seconds=0.0)
+
+    def run(name):
+        trainer = Trainer(build(inputs, variant), data, protocol, seed=1)
+        return trainer.fit(train, inner, test, tmp_path / name, "key"), trainer.model.state_dict()
+
+    whole, weights = run("whole")
+    assert [row["stage"] for row in whole] == sorted([*range(len(build(inputs, variant).stages))] * 3)
+    epoch = Trainer._epoch
+
+    def dying(self, number, *rest):
+        if number == after:
+            raise KilledError
+        return epoch(self, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", dying)
+        with pytest.raises(KilledError):
+            run("cut")
+    resumed, again = run("cut")
+    assert resumed == whole
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+def test_a_training_that_diverges_is_told_as_such(inputs, tmp_path):
+    data, train, inner, test = made_cohort()
+    with pytest.raises(NonFiniteLossError):
+        Trainer(build(inputs), data, Protocol(epochs=3, batch_size=20, lr=1e30), 1).fit(train, inner, test, tmp_path / "c", "key")
 
 
 def test_an_earlier_stage_no_longer_moves_in_a_later_one(inputs, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.nn.alignment import contrast, discriminability, singular_emphasis, spectrum
+from pipeline.nn.alignment import contrast, discriminability, singular_emphasis, spectrum, unit
 
 
 def units(*shape, dtype=torch.float64):
@@ -71,8 +71,25 @@ def test_the_order_of_the_modalities_does_not_matter():
     torch.testing.assert_close(first.direction, other.direction)
 
 
-def test_the_sign_that_the_decomposition_happens_to_return_does_not_matter(monkeypatch):
-    vectors, decompose = units(4, 5, 16), torch.linalg.eigh
+def two_at_an_obtuse_angle():
+    """Their first direction is their difference, orthogonal to their sum: no sign is closer to it."""
+    first, second = units(4, 16), units(4, 16)
+    second = -second * (first * second).sum(dim=1, keepdim=True).sign()
+    return torch.stack([first, second, torch.zeros(4, 16)], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_sign_is_defined_where_the_first_direction_is_orthogonal_to_the_sum(dtype):
+    vectors = two_at_an_obtuse_angle().to(dtype)
+    found = spectrum(vectors).direction
+    assert ((found * vectors.sum(dim=1)).sum(dim=1).abs() < 1e-6).all()
+    torch.testing.assert_close(spectrum(vectors[:, [1, 2, 0]]).direction, found)
+    assert (found.gather(1, found.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("case", [lambda: units(4, 5, 16), two_at_an_obtuse_angle])
+def test_the_sign_that_the_decomposition_happens_to_return_does_not_matter(case, monkeypatch):
+    vectors, decompose = case(), torch.linalg.eigh
     before = spectrum(vectors)
     monkeypatch.setattr(torch.linalg, "eigh", lambda gram: (decompose(gram)[0], -decompose(gram)[1]))
     after = spectrum(vectors)
@@ -86,10 +103,11 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda v: spectrum(v).direction, vectors)
 
 
-@pytest.mark.parametrize("case", ["one absent", "two absent", "two equal", "one left", "all equal", "orthogonal"])
-def test_gradients_are_finite_where_eigenvalues_coincide(case):
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("case", ["one absent", "two absent", "two equal", "one left", "none left", "all equal", "orthogonal"])
+def test_gradients_are_finite_where_eigenvalues_coincide(case, half):
     vectors = units(4, 5, 16, dtype=torch.float32)
-    absent = {"one absent": [2], "two absent": [1, 4], "one left": [0, 1, 2, 4]}.get(case, [])
+    absent = {"one absent": [2], "two absent": [1, 4], "one left": [0, 1, 2, 4], "none left": [0, 1, 2, 3, 4]}.get(case, [])
     vectors[:, absent] = 0
     if case == "two equal":
         vectors[:, 1] = vectors[:, 0]
@@ -97,12 +115,40 @@ def test_gradients_are_finite_where_eigenvalues_coincide(case):
         vectors = vectors[:, :1].expand(-1, 5, -1).clone()
     if case == "orthogonal":
         vectors = torch.eye(5, 16).expand(4, -1, -1).clone()
-    vectors.requires_grad_()
-    found = spectrum(vectors)
-    observed = torch.full((4,), 5 - len(absent))
-    (singular_emphasis(found.values, observed, 0.1) + discriminability(found.direction, 0.1)).backward()
-    assert vectors.grad.isfinite().all()
+    vectors = vectors.to(torch.bfloat16 if half else torch.float32).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        found = spectrum(unit(vectors))
+        assert found.values.dtype == found.direction.dtype == torch.float32
+        observed = torch.full((4,), 5 - len(absent))
+        (singular_emphasis(found.values, observed, 0.1) + discriminability(found.direction, 0.1)).backward()
+    assert vectors.grad.abs().max() < 100
     assert (vectors.grad[:, absent].abs() < 1e-5).all()
+
+
+def test_two_equal_among_others_have_the_gradient_of_finite_differences():
+    vectors = units(2, 4, 6)
+    vectors[:, 1] = vectors[:, 0]  # λ₄ = 0, whose root has no slope: it is clamped
+    vectors.requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: spectrum(v).values[:, :3], vectors)
+    assert torch.autograd.gradcheck(lambda v: spectrum(v).direction, vectors)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-22, 1e-20, 1e-12])
+def test_vectors_too_short_to_have_a_direction_do_no_harm(scale):
+    vectors = (torch.randn(2, 5, 8) * scale).requires_grad_()
+    for found in (spectrum(vectors), spectrum(unit(vectors))):
+        (found.values.sum() + found.direction.sum()).backward()
+        assert found.values.isfinite().all()
+        assert found.direction.isfinite().all()
+        assert vectors.grad.isfinite().all()
+
+
+def test_what_is_not_a_number_stays_so_and_raises_nothing():
+    vectors = torch.randn(2, 5, 8)
+    vectors[0, 0, 0] = torch.nan
+    found = spectrum(vectors)
+    assert found.values[0].isnan().all()
+    assert found.values[1].isfinite().all()
 
 
 def test_lowering_the_emphasis_brings_the_vectors_together():

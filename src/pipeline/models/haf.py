@@ -22,7 +22,7 @@ TABLES = {"clinical": 7, "pathological": 37, "blood": 16, "icd": 40, "cell_densi
     paper="Zheng et al., under review at MIDL 2026",
     modalities=("any",),
     reference=Inputs(bags={"wsi": 1024, "tma": 1024}, vectors=TABLES, bins=1),
-    patches=4096,
+    patches={"wsi": 4096, "tma": 16},
 )
 class HAF(SurvivalModel):
     """Bags [B, N_m, d_m] and tables [B, d_m], any subset a patient → logits [B, bins]; Heterogeneous Aligned Fusion.
@@ -36,7 +36,8 @@ class HAF(SurvivalModel):
     The paper predicts a binary label: bins = 1, ŷ = σ(s), a bag head of two classes (its logit is their difference, so that their
     cross-entropy is the study's likelihood) and instance heads of two classes. With K > 1 time bins (our choice) every head has K
     logits under the study's likelihood, and the instance heads one class a bin, taught only by patients whose bin is certain: those
-    with the event. With a Cox loss the censored count as `no event` in the instance heads alone.
+    with the event. A Cox loss compares the patients of a step: the monotonicity then that of the step, the bag's loss one over all
+    of it, in which those without the bag share one risk; the censored count as `no event` in the instance heads alone.
 
     modalities: what is read, in this order; null = all that the cohort offers, bags first. complete_only: predict only patients who
     have all of it. fusion: `mlp`, or `none` = CLAM: one encoder over the bags side by side, whose bag head predicts (the paper's
@@ -44,11 +45,12 @@ class HAF(SurvivalModel):
     d1, d2, d_out, phi_hidden, fusion_hidden: widths; activation, encoder_dropout: of the encoder; dropout: in φ and the MLP.
     instance_samples: K of L_inst; instance_weight: of L_inst beside the bag's cross-entropy.
     align: `ga`, `clip` (each modality contrasted with an anchor, the first of `clip_anchors` that is read, else the first modality) or
-    `none`. normalize: eqs 5–6 on unit vectors. tau_sv, tau_pd, tau_clip, lambda_pd, lambda_mofe: as in the equations.
+    `none`. normalize: eqs 5–6 on unit vectors. tau_sv, tau_pd, tau_clip, lambda_pd, lambda_mofe: as in the equations. lambda_align: of
+    the alignment as a whole, 1 in eq. 12.
     random_drop: false removes ŷ⁻ and the monotonicity; p_train: with which probability a modality is left out (one is always kept).
-    mofe_detach_minus: the monotonicity does not raise ℓ(ŷ⁻). detach: gradients stop after stage 1 and, where there is an alignment,
-    after stage 2; without one φ belongs to stage 3 and would otherwise never learn (our reading of Table 2).
-    schedule: `joint` (eq. 12) or `sequential` (Sec. 3.4): stage after stage, each frozen afterwards.
+    mofe_detach_minus: the monotonicity does not raise ℓ(ŷ⁻). detach_stage1, detach_stage2: gradients stop at z of the bags and,
+    where there is an alignment, at u; without one φ belongs to stage 3 and would otherwise never learn (our reading of Table 2).
+    schedule: `joint` (eq. 12) or `sequential` (Sec. 3.4): stage after stage, each frozen afterwards, without dropout.
     The biases that cancel in the softmax of the attention get no gradient.
     """
 
@@ -76,12 +78,14 @@ class HAF(SurvivalModel):
         tau_pd: float,
         lambda_pd: float,
         tau_clip: float,
+        lambda_align: float,
         clip_anchors: Sequence[str],
         random_drop: bool,
         p_train: float,
         lambda_mofe: float,
         mofe_detach_minus: bool,
-        detach: bool,
+        detach_stage1: bool,
+        detach_stage2: bool,
         schedule: str,
     ) -> None:
         super().__init__()
@@ -94,9 +98,10 @@ class HAF(SurvivalModel):
         self.modalities = tuple(self.widths)
         self.requires = self.modalities if complete_only else ()
         self.bags = [m for m in self.modalities if m in inputs.bags]
-        self.bins, self.detach = inputs.bins, detach
+        self.bins, self.detach_stage1, self.detach_stage2 = inputs.bins, detach_stage1, detach_stage2
         self.instance_samples, self.instance_weight = instance_samples, instance_weight
         self.normalize, self.tau_sv, self.tau_pd, self.lambda_pd, self.tau_clip = normalize, tau_sv, tau_pd, lambda_pd, tau_clip
+        self.lambda_align = lambda_align
         self.anchor = next((m for m in clip_anchors if m in self.modalities), self.modalities[0])
         self.p_train = p_train if random_drop and fused else None
         self.lambda_mofe, self.mofe_detach_minus = lambda_mofe, mofe_detach_minus
@@ -110,10 +115,10 @@ class HAF(SurvivalModel):
         joined = len(z) * d_out if use_phi else sum(z.values())
         self.fusion = _mlp(joined, fusion_hidden, self.bins, dropout) if fused else None
         self.stages = choice("schedule", schedule, {"joint": ("all",), "sequential": self._sequence()})
-        self.stage = "all"
-        if len(self.stages) > 1 and not detach:
+        self.stage, self.frozen = "all", []
+        if len(self.stages) > 1 and not (detach_stage1 and detach_stage2):
             problem, remedy = "HAF trained stage after stage freezes what an end-to-end gradient would change", "Set schedule: joint."
-            raise InputError(problem, found="schedule: sequential, detach: false", expected="detach: true", remedy=remedy)
+            raise InputError(problem, found="schedule: sequential", expected="both stages detached", remedy=remedy)
 
     # --- prediction ---
 
@@ -137,14 +142,15 @@ class HAF(SurvivalModel):
         losses, details = {}, self._explained(blocks, observed, encoded) if self.explain else {}
         if self.align:
             losses = self._alignment(_aligned(blocks, observed), observed) if self._active("alignment") else {}
-            blocks = [block.detach() for block in blocks] if self.detach else blocks
+            blocks = [block.detach() for block in blocks] if self.detach_stage2 else blocks
         if self.p_train is not None and self._active("fusion"):
             auxiliary["reduced"] = self._fuse(blocks, random_subset(observed, self.p_train))
         return Output(self._fuse(blocks, observed), losses, auxiliary, attention, details)
 
     def _read(self, patient: Patient) -> dict[str, Bag]:
         """The bags by the name of the encoder that reads them."""
-        bags = {m: patient.bag_or_zeros(m, self.widths[m]) for m in self.bags}
+        stored = {m: patient.bag_or_zeros(m, self.widths[m]) for m in self.bags}
+        bags = {m: Bag(bag.features, bag.mask & patient.has(m)[:, None]) for m, bag in stored.items()}
         if self.fusion is not None:
             return bags
         sides = list(bags.values())
@@ -155,7 +161,7 @@ class HAF(SurvivalModel):
         blocks = []
         for name, width in self.widths.items():
             if name in encoded:
-                z = encoded[name].vector.detach() if self.detach else encoded[name].vector
+                z = encoded[name].vector.detach() if self.detach_stage1 else encoded[name].vector
             else:
                 z = patient.vectors[name] if name in patient.vectors else torch.zeros(patient.size, width, device=_device(patient))
             blocks.append(self.phi[name](z) if self.phi else z)
@@ -163,7 +169,7 @@ class HAF(SurvivalModel):
 
     def _fuse(self, blocks: Sequence[Tensor], keep: Tensor) -> Tensor:
         """Logits [B, bins] of the modalities that `keep` [B, M] leaves (eqs 8–9)."""
-        return self.fusion(torch.cat([block * keep[:, [m]] for m, block in enumerate(blocks)], dim=1))
+        return self.fusion(torch.cat([torch.where(keep[:, m, None], block, 0.0) for m, block in enumerate(blocks)], dim=1))
 
     def _bag_logits(self, name: str, encoded: Encoded) -> Tensor:
         """The unimodal prediction [B, bins]; of two classes the difference, whose cross-entropy is theirs."""
@@ -203,11 +209,11 @@ class HAF(SurvivalModel):
     def _alignment(self, aligned: Tensor, observed: Tensor) -> dict[str, Tensor]:
         """L_GA (eq. 7) in its two parts, or L_CLIP; aligned [B, M, d_out], observed [B, M]."""
         if self.align == "clip":
-            return {"contrast": self._contrast(aligned, observed)}
+            return {"contrast": self.lambda_align * self._contrast(aligned, observed)}
         found = spectrum(unit(aligned) if self.normalize else aligned)
         return {
-            "singular_emphasis": singular_emphasis(found.values, observed.sum(dim=1), self.tau_sv),
-            "discriminability": self.lambda_pd * discriminability(found.direction, self.tau_pd),
+            "singular_emphasis": self.lambda_align * singular_emphasis(found.values, observed.sum(dim=1), self.tau_sv),
+            "discriminability": self.lambda_align * self.lambda_pd * discriminability(found.direction, self.tau_pd),
         }
 
     def _contrast(self, aligned: Tensor, observed: Tensor) -> Tensor:
@@ -222,12 +228,21 @@ class HAF(SurvivalModel):
     # --- stages of `schedule: sequential` ---
 
     def enter(self, stage: str) -> None:
-        """Train only what belongs to `stage`, one of `stages`; what came before is frozen."""
+        """Train only what belongs to `stage`, one of `stages`; the rest is frozen."""
         self.stage = choice("stage", stage, dict.fromkeys(self.stages, stage))
         last = "alignment" if "alignment" in self.stages else "fusion"  # without an alignment φ belongs to the fusion
-        for part, owner in ((self.encoders, "encoders"), (self.phi, last), (self.fusion, "fusion")):
-            if part is not None:
-                part.requires_grad_(stage in ("all", owner))
+        parts = [(self.encoders, "encoders"), (self.phi, last), (self.fusion, "fusion")]
+        self.frozen = [part for part, owner in parts if part is not None and stage not in ("all", owner)]
+        self.requires_grad_(True)
+        for part in self.frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> HAF:
+        """As of any module, but what is frozen gives in training what it gives in prediction, so that the next stage fits that."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def watched(self, output: Output, target: Target) -> Tensor:
         """The sum of the losses of a stage that is not the last; of the last the likelihood decides."""
@@ -282,7 +297,7 @@ def _widths(inputs: Inputs, modalities: Sequence[str] | None, *, bags_only: bool
 
 def _aligned(blocks: Sequence[Tensor], observed: Tensor) -> Tensor:
     """u of all modalities [B, M, d_out], zeros where observed [B, M] is False."""
-    return torch.stack(list(blocks), dim=1) * observed[..., None]
+    return torch.where(observed[..., None], torch.stack(list(blocks), dim=1), 0.0)
 
 
 def _mlp(width: int, hidden: int, width_out: int, dropout: float) -> nn.Sequential:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,26 +12,30 @@ from pipeline.cohort.record import Patient
 from pipeline.models.interface import Inputs
 
 
-def reference_patient(inputs: Inputs, patches: int, seed: int = 0) -> Patient:
-    """One random patient with everything that `inputs` offers; bags hold `patches` instances."""
+def reference_patient(inputs: Inputs, patches: int | Mapping[str, int], seed: int = 0) -> Patient:
+    """One random patient with everything that `inputs` offers; every bag holds `patches` instances, or each as many as it says."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
     return Patient.of(
-        bags={m: draw(patches, width) for m, width in inputs.bags.items()},
+        bags={m: draw(_length(patches, m), width) for m, width in inputs.bags.items()},
         vectors={m: draw(length) for m, length in inputs.vectors.items()},
         groups={g: [draw(n) for n in sizes] for g, sizes in inputs.groups.items()},
     )
 
 
-def describe(inputs: Inputs, patches: int) -> str:
+def describe(inputs: Inputs, patches: int | Mapping[str, int]) -> str:
     """The input in words, e.g. ``4096 patches × 1024, 6 families (2100 features)``."""
-    parts = [f"{patches} patches × {width} ({m})" for m, width in inputs.bags.items()]
+    parts = [f"{_length(patches, m)} patches × {width} ({m})" for m, width in inputs.bags.items()]
     parts += [f"{length} features ({m})" for m, length in inputs.vectors.items()]
     parts += [f"{len(sizes)} {g} of {sum(sizes)} features together" for g, sizes in inputs.groups.items()]
     return ", ".join(parts)
+
+
+def _length(patches: int | Mapping[str, int], modality: str) -> int:
+    return patches if isinstance(patches, int) else patches[modality]
 
 
 def parameters(model: nn.Module) -> int:

@@ -31,18 +31,18 @@ class Entry:
     paper: str
     modalities: tuple[str, ...]
     reference: Inputs
-    patches: int
+    patches: int | Mapping[str, int]
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
 def register(
-    *, paper: str, modalities: tuple[str, ...], reference: Inputs, patches: int = 0
+    *, paper: str, modalities: tuple[str, ...], reference: Inputs, patches: int | Mapping[str, int] = 0
 ) -> Callable[[type[SurvivalModel]], type[SurvivalModel]]:
     """Class decorator: register the one model of this file under the file's name.
 
-    reference, patches: the `Inputs` and the bag length at which its specification states parameters and FLOPs.
+    reference, patches: the `Inputs` and the bag length (one, or by modality) at which its specification states parameters and FLOPs.
     """
 
     def enter(model: type[SurvivalModel]) -> type[SurvivalModel]:
