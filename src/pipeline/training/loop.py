@@ -206,10 +206,13 @@ class Trainer:
         return total / len(labels.patients)
 
     def _better(self, row: dict[str, float], best: dict[str, Any]) -> dict[str, Any]:
-        """The best epoch so far with its weights; stays empty under selection `last`."""
-        score = {"last": None, "inner": -row.get("inner_loss", np.nan), "best_val": row.get("test_c_index", np.nan)}[
-            self.protocol.selection
-        ]
+        """The best epoch so far with its weights; stays empty under selection `last`.
+
+        `best_val` chooses among the epochs of the last stage; before it nothing predicts, and a C-index would choose by chance.
+        """
+        predicting = self.stage == len(self.model.stages) - 1
+        of_test = row.get("test_c_index", np.nan) if predicting else None
+        score = {"last": None, "inner": -row.get("inner_loss", np.nan), "best_val": of_test}[self.protocol.selection]
         least = self.protocol.min_improvement if self.protocol.selection == "inner" else 0.0
         if score is None or np.isnan(score) or (best and score <= best["score"] + least):
             return best

@@ -229,3 +229,20 @@ def test_stages_are_trained_one_after_the_other_each_to_its_own_end(cohort, tmp_
     assert again.model.entered == ["head"]
     for a, b in zip(trainer.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_habit_of_the_best_test_epoch_chooses_none_in_a_stage_that_predicts_nothing(cohort, tmp_path, monkeypatch):
+    data, train, test = sides(cohort)
+    entered, enter = [], TwoStages.enter
+
+    def noting(self, stage):
+        entered.append({key: value.clone() for key, value in self.state_dict().items()})
+        enter(self, stage)
+
+    monkeypatch.setattr(TwoStages, "enter", noting)
+    for selection in ("last", "best_val"):
+        torch.manual_seed(0)
+        protocol = replace(PROTOCOL, selection=selection, epochs=4, lr=3e-2)
+        Trainer(TwoStages(), data, protocol, seed=3).fit(train, None, test, tmp_path / f"{selection}.pt", "key")
+    _, after_last, _, after_habit = entered
+    assert all(torch.equal(after_last[key], after_habit[key]) for key in after_last)
