@@ -1,8 +1,10 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.models.survq import PATHWAYS
 from pipeline.nn.pathways import GroupedEncoder
 
 
@@ -43,6 +45,32 @@ def test_operations_are_those_of_the_loop():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(features)
     assert counter.get_total_flops() == 2 * 3 * (sum(sizes) * 8 + len(sizes) * 8 * 8)
+
+
+class _Products(TorchDispatchMode):
+    """Counts the matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in {torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default, torch.ops.aten.addmm.default}
+        return func(*args, **(kwargs or {}))
+
+
+def test_331_networks_are_one_product_a_distinct_size_and_one_for_the_second_layer():
+    encoder, features = GroupedEncoder(PATHWAYS, 4, 0.25).eval(), torch.randn(1, sum(PATHWAYS))
+    counts = []
+    for run in (encoder, lambda x: loop(encoder, x)):
+        with _Products() as products, torch.no_grad():
+            run(features)
+        counts.append(products.count)
+    assert counts == [len(set(PATHWAYS)) + 1, 2 * 331]
+
+
+def test_331_networks_of_the_published_sizes_equal_the_loop():
+    encoder, features = GroupedEncoder(PATHWAYS, 256, 0.25).eval(), torch.randn(2, sum(PATHWAYS))
+    with torch.no_grad():
+        assert float((encoder(features) - loop(encoder, features)).abs().max()) <= 1e-5
 
 
 def test_every_row_of_the_first_layer_belongs_to_one_group():

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.models import build_model, load_model_config
 from pipeline.models.interface import Inputs
 from pipeline.models.reference import forward_flops, parameters, reference_patient
 from pipeline.models.survq import PATHWAYS, pca_retention
+from pipeline.training.losses import discrete_nll
 
 REFERENCE = Inputs(bags={"wsi": 1024}, groups={"pathways": PATHWAYS})
 SMALL = {"n_query_h": 6, "n_query_g": 4}
@@ -23,6 +25,14 @@ SMALL = {"n_query_h": 6, "n_query_g": 4}
 @pytest.fixture(scope="module")
 def full():
     return build_model("survq", REFERENCE).eval()
+
+
+def sharpened(model):
+    """The model with attention far from uniform: as it starts, weights differ in the sixth digit and mistakes in them do not show."""
+    with torch.no_grad():
+        for attention, factor in ((model.hist_queries.attention, 50), (model.geno_queries.attention, 50), (model.mixer, 2e3)):
+            attention.attend.query.weight.mul_(factor)
+    return model
 
 
 def count(module):
@@ -75,23 +85,78 @@ def test_operations_are_those_of_the_specification_plain_and_folded(full, patche
     assert forward_flops(unfolded(full), patient) == plain
 
 
+def test_operations_grow_by_the_same_amount_a_patch_and_stay_within_the_budget(full):
+    counts = [forward_flops(full, reference_patient(REFERENCE, n)) for n in (1024, 4096, 7168)]
+    assert counts[2] - counts[1] == counts[1] - counts[0] == 3072 * 2 * (1024 * 512 + 512 * 256 + 2 * 300 * 256)
+    assert counts[1] <= 7.3e9
+
+
 def unfolded(model):
     """A copy that forms keys and values."""
-    other = build_model("survq", REFERENCE, "plain").eval()
-    other.load_state_dict(model.state_dict())
+    other = deepcopy(model)
+    for queries in (other.hist_queries, other.geno_queries):
+        queries.attention.attend.folded = False
     return other
+
+
+PAPER = {"hist_queries": True, "geno_queries": True, "self_attn": True, "n_query_h": 300, "n_query_g": 128, "queries_trainable": True}
+
+
+@pytest.mark.parametrize(
+    "variant, differs",
+    [
+        (None, {}),
+        ("no_queries", {"hist_queries": False, "geno_queries": False, "self_attn": False}),  # Table 2
+        ("hist_queries", {"geno_queries": False, "self_attn": False}),
+        ("no_self_attn", {"self_attn": False}),
+        ("queries_400_128", {"n_query_h": 400}),  # Table 3
+        ("queries_200_128", {"n_query_h": 200}),
+        ("queries_300_256", {"n_query_g": 256}),
+        ("queries_300_64", {"n_query_g": 64}),
+        ("frozen_queries", {"queries_trainable": False}),  # Table 4
+    ],
+)
+def test_the_rows_of_tables_2_to_4_are_variants(variant, differs):
+    settings = load_model_config("survq", variant)["model"]
+    assert {name: settings[name] for name in PAPER} == PAPER | differs
+
+
+def test_the_training_protocol_is_that_of_section_4_3():
+    training = load_model_config("survq")["training"]
+    stated = {"loss": "nll", "alpha": 0.0, "optimizer": "adamw", "lr": 5e-4, "weight_decay": 1e-3, "batch_size": 32, "epochs": 50}
+    ours = {"schedule": "none", "sampler": "uniform", "max_patches_train": 4096, "selection": "last", "bins_from": "train"}
+    assert {name: training[name] for name in stated | ours} == stated | ours
+
+
+def test_the_loss_is_the_equation_of_section_3_4():
+    logits, y, c = torch.randn(8, 4), torch.arange(8) % 4, torch.tensor([0.0] * 4 + [1.0] * 4)  # c = 1: censored
+    hazards = logits.sigmoid()
+    survival = torch.cat([torch.ones(8, 1), (1 - hazards).cumprod(dim=1)], dim=1)  # S(-1) = 1, S(0), …
+    before, after, hazard = (x.gather(1, at[:, None])[:, 0] for x, at in ((survival, y), (survival, y + 1), (hazards, y)))
+    expected = -c * after.log() - (1 - c) * before.log() - (1 - c) * hazard.log()
+    alpha = load_model_config("survq")["training"]["alpha"]
+    torch.testing.assert_close(discrete_nll(logits, y, c == 0, alpha), expected)
+
+
+@pytest.mark.parametrize("variant, std", [(None, 1.0), ("small_queries", 0.02)])
+def test_queries_start_as_normal_numbers_of_the_stated_deviation(variant, std):
+    offered = replace(REFERENCE, groups={"pathways": (3, 4)})
+    queries = build_model("survq", offered, variant).hist_queries.queries.detach()
+    assert float(queries.std()) == pytest.approx(std, rel=0.02)
+    assert float(queries.mean()) == pytest.approx(0, abs=0.02 * std)
 
 
 @pytest.mark.parametrize("option, value", [("n_query_h", 200), ("heads", 4), ("patch_proj", "linear")])
 def test_the_folded_form_never_takes_more_operations_than_the_plain_one(option, value):
-    patient = reference_patient(REFERENCE, 4096)
-    operations = [forward_flops(build_model("survq", REFERENCE, folded=f, **{option: value}), patient) for f in (True, False)]
+    offered = replace(REFERENCE, groups={"pathways": (3, 4)})
+    patient = reference_patient(offered, 4096)
+    operations = [forward_flops(build_model("survq", offered, folded=f, **{option: value}), patient) for f in (True, False)]
     assert operations[0] <= operations[1]
 
 
 @pytest.mark.parametrize("variant", [None, "heads_4", "attn_bias", "residual_norm", "linear_projection"])
 def test_folded_and_plain_form_agree_in_logits_and_gradients(inputs, draw, stack, variant):
-    model, batch = build_model("survq", inputs, variant, **SMALL).eval().double(), double(stack([draw(9), draw(13)]))
+    model, batch = sharpened(build_model("survq", inputs, variant, **SMALL).eval().double()), double(stack([draw(9), draw(13)]))
     results = []
     for folded in (True, False):
         for queries in (model.hist_queries, model.geno_queries):
@@ -110,7 +175,7 @@ def double(patient):
 
 
 def test_the_model_is_equations_1_to_3_written_out(inputs, draw):
-    model, patient = build_model("survq", inputs, **SMALL).eval(), draw()
+    model, patient = sharpened(build_model("survq", inputs, **SMALL).eval()), draw()
 
     def attention(weights, queries, tokens):
         q, k, v = (x @ layer.weight.T for x, layer in ((queries, weights.query), (tokens, weights.key), (tokens, weights.value)))
@@ -182,22 +247,64 @@ def test_maps_and_details_come_only_when_asked_for(full):
         "mixed": (1, 428, 428),
     }
     assert {name: tuple(a.shape) for name, a in output.details.items()} == {
+        "wsi_queries": (1, 300, 256),
+        "omics_queries": (1, 128, 256),
         "wsi_retention": (1, 2, 2),
         "omics_retention": (1, 2, 2),
         "omics_to_wsi": (1, 128, 300),
         "omics_to_wsi_instances": (1, 128, 50),
+        "wsi_to_omics": (1, 300, 128),
+        "wsi_to_omics_instances": (1, 300, 331),
     }
     torch.testing.assert_close(output.logits, full(patient).logits)
 
 
-def test_gene_queries_are_carried_through_the_self_attention_to_the_patches(inputs, draw, stack):
-    model = build_model("survq", inputs, **SMALL).eval()
+def test_the_maps_are_those_that_the_output_is_made_with(inputs, draw):
+    model, patient = sharpened(build_model("survq", inputs, **SMALL).eval()), draw()
+    model.explain = True
+    output = model(patient)
+    assert output.attention["mixed"].std(dim=2).min() > 0.01
+    for name, queries, tokens in (
+        ("wsi", model.hist_queries, model.patches(patient.bags["wsi"].features)),
+        ("omics", model.geno_queries, model.pathways(patient.groups["pathways"])),
+    ):
+        values = queries.attention.attend.value(tokens)
+        torch.testing.assert_close(output.details[f"{name}_queries"], output.attention[name] @ values)
+    mixed = torch.cat([output.details["wsi_queries"], output.details["omics_queries"]], dim=1)
+    z = (output.attention["mixed"] @ model.mixer.attend.value(mixed)).mean(dim=1)
+    torch.testing.assert_close(output.logits, model.head(z))
+
+
+@pytest.mark.parametrize("name", ["wsi", "omics"])
+def test_a_query_made_to_look_at_one_token_has_that_token_on_top(inputs, draw, name):
+    model, patient, planted = build_model("survq", inputs, **SMALL).eval(), draw(), 3
+    model.explain = True
+    queries, tokens = {
+        "wsi": (model.hist_queries, model.patches(patient.bags["wsi"].features)),
+        "omics": (model.geno_queries, model.pathways(patient.groups["pathways"])),
+    }[name]
+    with torch.no_grad():
+        keys = queries.attention.attend.key(tokens)[0]
+        apart = keys[planted] - keys[torch.arange(len(keys)) != planted].mean(dim=0)
+        queries.queries[0, 2] = 1e3 * torch.linalg.lstsq(queries.attention.attend.query.weight, apart[:, None]).solution[:, 0]
+    attention = model(patient).attention[name].detach()
+    assert int(attention[0, 2].argmax()) == planted
+    assert float(attention[0, 2, planted]) > 0.9
+
+
+@pytest.mark.parametrize(
+    "one, other, rows, columns", [("omics", "wsi", slice(6, None), slice(6)), ("wsi", "omics", slice(6), slice(6, None))]
+)
+def test_queries_are_carried_through_the_self_attention_to_the_other_modality(inputs, draw, stack, one, other, rows, columns):
+    model = sharpened(build_model("survq", inputs, **SMALL).eval())
     model.explain = True
     output = model(stack([draw(9), draw(13)]))
-    across, reached = output.details["omics_to_wsi"], output.details["omics_to_wsi_instances"]
-    torch.testing.assert_close(across, output.attention["mixed"][:, 6:, :6])
-    torch.testing.assert_close(reached.sum(dim=2), across.sum(dim=2))  # what reaches a histology query is dealt to its patches
-    assert (reached[0, :, 9:] == 0).all()
+    across, reached = output.details[f"{one}_to_{other}"], output.details[f"{one}_to_{other}_instances"]
+    torch.testing.assert_close(across, output.attention["mixed"][:, rows, columns])
+    assert across.std(dim=2).max() > 0.01
+    dealt = sum(across[:, :, q, None] * output.attention[other][:, None, q] for q in range(across.shape[2]))
+    torch.testing.assert_close(reached, dealt)  # what a query of the other gets is dealt to its instances
+    assert (output.details["omics_to_wsi_instances"][0, :, 9:] == 0).all()
 
 
 def test_retention_of_outputs_within_askew_and_beside_the_principal_axis():
@@ -278,17 +385,65 @@ def test_permuting_pathways_with_their_encoders_changes_nothing(inputs, draw):
 
 def test_frozen_queries_get_no_gradient_and_do_not_move(inputs, draw):
     model = build_model("survq", inputs, "frozen_queries", **SMALL)
-    before = model.hist_queries.queries.clone()
+    learned = [model.hist_queries.queries, model.geno_queries.queries]
+    before = [queries.clone() for queries in learned]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     model(draw()).logits.sum().backward()
     optimizer.step()
-    assert torch.equal(model.hist_queries.queries, before)
-    assert model.hist_queries.queries.grad is None
+    for queries, at_first in zip(learned, before, strict=True):
+        assert queries.grad is None
+        assert torch.equal(queries, at_first)
+
+
+@pytest.mark.parametrize("variant", [None, "no_self_attn", "no_queries", "heads_4"])
+def test_gradients_of_a_mixed_batch_are_those_of_its_patients_alone(inputs, draw, stack, variant):
+    model = build_model("survq", inputs, variant, **SMALL).eval().double()
+    patients = [draw(9), draw(13, "omics"), draw(5, "wsi")]
+    gradients = []
+    for runs in ([stack(patients)], [stack([p]) for p in patients]):
+        model.zero_grad()
+        for run in runs:
+            model(double(run)).logits.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for together, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("lacks, untouched", [("wsi", ("patches", "hist_queries")), ("omics", ("pathways", "geno_queries"))])
+def test_a_training_step_without_a_modality_leaves_its_branch_without_gradient(inputs, draw, lacks, untouched):
+    model = build_model("survq", inputs, **SMALL).train()
+    model(draw(9, lacks)).logits.square().sum().backward()
+    for name, p in model.named_parameters():
+        assert bool(p.grad.any()) != name.startswith(untouched), name
+        assert p.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("variant", [None, "no_self_attn", "no_queries", "heads_4", "plain"])
+def test_training_in_half_precision_stays_finite_where_modalities_are_absent(inputs, draw, stack, variant):
+    model, batch = build_model("survq", inputs, variant, **SMALL).train(), stack([draw(9), draw(13, "omics"), draw(5, "wsi")])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(batch).logits
+    logits.float().square().sum().backward()
+    assert logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_of_a_single_patch_every_query_takes_its_value(inputs, draw):
+    model, patient = build_model("survq", inputs, **SMALL).eval(), draw(1)
+    model.explain = True
+    value = model.hist_queries.attention.attend.value(model.patches(patient.bags["wsi"].features))
+    torch.testing.assert_close(model(patient).details["wsi_queries"], value.expand(1, 6, 256))
+
+
+@pytest.mark.parametrize("variant", [None, "no_self_attn", "no_queries"])
+def test_a_bag_without_patches_is_an_absent_one(inputs, draw, variant):
+    model, patient = build_model("survq", inputs, variant, **SMALL).eval(), draw(0)
+    torch.testing.assert_close(model(patient).logits, model(patient.without("wsi")).logits)
 
 
 @pytest.mark.parametrize("lacks, rows", [("wsi", slice(6, None)), ("omics", slice(0, 6))])
 def test_the_tokens_of_an_absent_modality_are_dropped(inputs, draw, lacks, rows):
-    model, patient = build_model("survq", inputs, **SMALL).eval(), draw()
+    model, patient = sharpened(build_model("survq", inputs, **SMALL).eval()), draw()
     model.explain = True
     captured = {}
     model.mixer.register_forward_hook(lambda module, given, result: captured.update(tokens=given[0]))

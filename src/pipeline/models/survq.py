@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 import torch
@@ -44,9 +45,11 @@ class SurvQ(SurvivalModel):
     A patient who lacks a modality has no tokens of it, in the self-attention and in the mean (our choice); without self_attn its
     half of z is zero.
 
-    No N × queries matrix is kept: memory grows with N·512. Set ``model.explain = True`` for the maps and `details`:
+    No N × queries matrix is kept: memory grows with N·512. Set ``model.explain = True`` for the maps (their `topk` of 3 patches and 6
+    pathways a query are Figs 4 and 6) and `details`: ``<modality>_queries`` [B, N_h or N_g, 256], the outputs Q' (Fig. 5 embeds them);
     ``omics_to_wsi`` [B, N_g, N_h], what the gene queries take from the histology queries in the self-attention (rows sum to less than
-    1), and the same carried on to the patches, ``omics_to_wsi_instances`` [B, N_g, N] (Figs 4, 7, 8); and ``<modality>_retention``
+    1), and the same carried on to the patches, ``omics_to_wsi_instances`` [B, N_g, N] (Figs 7, 8); ``wsi_to_omics`` [B, N_h, N_g],
+    whose largest column sum is the gene query of Fig. 8, and ``wsi_to_omics_instances`` [B, N_h, P]; ``<modality>_retention``
     [B, 2, 2] (Table 6, `pca_retention`): in the space of the tokens X and of the values X W_v (our choice: the paper does not say
     which, and Q' lies in the latter), of the tokens and of the outputs Q'.
     """
@@ -137,15 +140,17 @@ class SurvQ(SurvivalModel):
             if side.queries is not None:
                 tokens = side.tokens()
                 attention[side.name] = side.queries.map(tokens, side.mask)
+                details[f"{side.name}_queries"] = outputs
                 details[f"{side.name}_retention"] = side.queries.retention(tokens, side.mask, outputs)
         if self.mixer is not None:
             tokens, real = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
             attention["mixed"] = self.mixer.map(tokens, tokens, real)
-            if len(sides) == 2:
-                count = pairs[0][0].shape[1]
-                across = attention["mixed"][:, count:, :count]
-                details[f"omics_to_{self.bag}"] = across
-                details[f"omics_to_{self.bag}_instances"] = across @ attention[self.bag]
+            count = pairs[0][0].shape[1]
+            rows = dict(zip([side.name for side in sides], (slice(count), slice(count, None)), strict=False))
+            for one, other in permutations(rows, 2):
+                across = attention["mixed"][:, rows[one], rows[other]]
+                details[f"{one}_to_{other}"] = across
+                details[f"{one}_to_{other}_instances"] = across @ attention[other]
         return attention, details
 
 
