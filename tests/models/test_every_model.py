@@ -34,7 +34,7 @@ def untrained(name, inputs, variant=None, **options):
     small |= {"snn_hidden": 32} if name == "hdmoe" else {"gene_hidden": 32} if name == "adamhf" else {}
     small |= {"trees": 5} if name in ("rsf", "forest") else {}
     small |= {"modalities": ["omics"]} if name in FITTED else {}
-    small |= {"modalities": ["wsi"]} if name == "haf" and "tma" in (variant or "") else {}
+    small |= {"modalities": ["wsi"]} if (name, (variant or "")[:3]) == ("hdmoe", "mri") or "tma" in (variant or "") else {}
     return build_model(name, replace(inputs, bins=1) if name in ONE_NUMBER else inputs, variant, **small, **options)
 
 

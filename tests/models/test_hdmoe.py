@@ -5,14 +5,17 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.cohort.record import Bag, Patient
 from pipeline.errors import InputError
-from pipeline.models import build_model
+from pipeline.models import build_model, load_model_config, model_variants
 from pipeline.models.hdmoe import DISTANCES, reorganised
 from pipeline.models.interface import Inputs
 from pipeline.models.reference import forward_flops, parameters, reference_patient
+from pipeline.nn.hazards import risk_score
+from pipeline.training.protocol import Protocol
 
 REFERENCE = Inputs(bags={"wsi": 1024}, groups={"families": (100, 200, 300, 400, 500, 600)})
 SMALL = {"width": 16, "snn_hidden": 8, "heads": 2, "landmarks": 4, "token_length": 4, "experts": 3, "expert_hidden": 5}
@@ -100,7 +103,8 @@ def published(model, patient, s1, s2, k, landmarks):
     """Logits [bins], L_dis and L_bal by the cosine, for two modalities."""
     genes, slides = (model.encoders[m] for m in ("omics", "wsi"))
     features = patient.groups["families"][0].split(genes.embed.sizes)
-    tokens = torch.stack([network(x) for network, x in zip(genes.embed.networks, features, strict=True)])
+    layers = zip(genes.embed.first, genes.embed.second, features, strict=True)
+    tokens = torch.stack([F.elu(second(F.elu(first(x)))) for first, second, x in layers])
     vectors = [
         encoded(genes, tokens, False, landmarks),
         encoded(slides, slides.embed.layers(patient.bags["wsi"].features[0]), True, landmarks),
@@ -144,6 +148,39 @@ def test_operations_of_the_published_order_are_those_of_the_specification_and_ou
 
 
 # --- parameters ---
+
+
+def test_the_token_length_does_not_change_the_operations_that_are_counted_in_the_published_figures():
+    model, patient = build_model("hdmoe", REFERENCE, token_length=256, rfr_eval="fixed:8,8").eval(), reference_patient(REFERENCE, 1000)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        published(model, patient, 8, 8, 1, landmarks=128)
+    assert (counter.get_total_flops() - 2 * 2 * 512 * 512) / 1e9 == pytest.approx(6.69, abs=0.006)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "step"])
+def test_nothing_that_is_stored_grows_faster_than_the_number_of_patches(inputs, draw, pass_):
+    model = build_model("hdmoe", inputs, **SMALL | {"landmarks": 64}).train(pass_ == "step")
+    largest = []
+    for patches in (1024, 4096):
+        with torch.set_grad_enabled(pass_ == "step"), Largest() as seen:
+            output = model(draw(patches))
+            if pass_ == "step":
+                (output.logits.square().sum() + sum(output.losses.values())).backward()
+        largest.append(seen.elements)
+    assert largest[1] <= 4.1 * largest[0]
+    assert largest[0] <= 1088 * 3 * 16  # padded queries, keys and values; N × m for each head would be 128 a token
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for one in result if isinstance(result, tuple | list) else [result]:
+            self.elements = max(self.elements, one.numel() if isinstance(one, torch.Tensor) else 0)
+        return result
 
 
 @pytest.mark.parametrize(
@@ -259,6 +296,24 @@ def test_extreme_logits_do_not_overflow_in_the_mean(inputs, draw):
     assert torch.isfinite(model(patient).logits).all()
 
 
+@pytest.mark.parametrize("rfr_eval", ["mean", "fixed:8,8"])
+def test_only_random_segments_draw_random_numbers_at_prediction(inputs, draw, rfr_eval):
+    model, patient, state = small(inputs, rfr_eval=rfr_eval), double(draw()), torch.get_rng_state()
+    model(patient)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_mean_at_the_published_size_is_over_72_pairs():
+    model, patient = build_model("hdmoe", REFERENCE).eval(), reference_patient(REFERENCE, 5)
+    model.explain = True
+    output = model(patient)
+    pairs = output.details["segment_logits"]
+    assert pairs.shape == (1, 8, 9, 4)
+    torch.testing.assert_close(output.logits.sigmoid(), pairs.sigmoid().mean(dim=(1, 2)))
+    for s1, s2 in ((0, 0), (3, 8), (7, 2)):  # any round of Table 7 can be read off
+        torch.testing.assert_close(pairs[0, s1, s2], torch.tensor(small_fixed(model, patient, 2**s1, 2**s2)))
+
+
 def test_training_draws_segments_whatever_the_prediction_does(inputs, draw):
     model, patient = small(inputs, **STILL).train(), double(draw())
     assert len({tuple(model(patient).logits[0].tolist()) for _ in range(20)}) > 5
@@ -334,11 +389,27 @@ def test_every_parameter_and_every_expert_gets_a_gradient_when_all_are_chosen(in
 def test_an_expert_that_nobody_chooses_gets_none(inputs, draw):
     model = small(inputs, experts=8)
     model.explain = True
+    with torch.no_grad():
+        for bias in (model.first["omics"].experts.bias_in, model.first["omics"].experts.bias_out):
+            bias.add_(10.0)  # every unit works, so that whoever is chosen has a gradient
     output = model(double(draw()))
     output.logits.square().sum().backward()
     chosen = output.details["gates_omics"][0].any(dim=0)
     assert 0 < chosen.sum() < 8
     assert torch.equal(model.first["omics"].experts.weight_out.grad[:-1].flatten(1).any(dim=1), chosen)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_half_precision_trains_and_its_losses_are_those_of_full_precision(inputs, draw, distance, dtype):
+    model, patient = build_model("hdmoe", inputs, "no_rfr", distance=distance, **SMALL, **STILL).train(), draw(30)
+    exact = model(patient).losses
+    with torch.autocast("cpu", dtype=dtype):
+        output = model(patient)
+    assert {x.dtype for x in (output.logits, *output.losses.values())} == {torch.float32}
+    torch.testing.assert_close(output.losses, exact, rtol=0.1, atol=0)
+    (output.logits.square().sum() + sum(output.losses.values())).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 # --- switches ---
@@ -374,6 +445,53 @@ def test_a_switch_without_parameters_changes_the_prediction(inputs, draw, change
         torch.manual_seed(0)
         logits.append(small(inputs, **options)(patient).logits)
     assert not torch.allclose(*logits, rtol=1e-4)
+
+
+def test_few_tokens_without_padding_get_softmax_attention(inputs, draw):
+    patient, encoder = double(draw(7)), small(inputs, "exact_padding", landmarks=8).encoders["omics"]
+    layer, tokens = encoder.layers[0], torch.randn(1, 8, 16, dtype=torch.float64)  # 8 tokens, 8 landmarks
+    q, k, v = (x.unflatten(1, (2, 8)).transpose(0, 1) for x in (tokens[0] @ layer.project.weight.T).chunk(3, dim=1))
+    mixed = (q @ k.transpose(1, 2) / math.sqrt(8)).softmax(dim=-1) @ v + layer.convolution(v[None])[0]
+    expected = mixed.transpose(0, 1).flatten(1) @ layer.output.weight.T + layer.output.bias
+    torch.testing.assert_close(layer(tokens)[0], expected)
+    assert encoder(patient).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("token_length", {2, 8, 16, 32, 64, 128, 256}),  # Table 6
+        ("experts", {2, 4, 8, 16, 32}),  # Fig. 4
+        ("distance", {"cos", "l1", "kl", "mse"}),  # Table 4
+        ("alpha", {0.0, 0.001, 0.01, 0.1, 1.0, 10.0}),  # Fig. 14, Table 3
+        ("beta", {0.0, 0.001, 0.01, 0.1, 1.0, 10.0}),  # Fig. 14, Table 3
+        ("rfr", {True, False}),  # Table 3
+        ("fine_grained", {True, False}),  # Table 3
+        ("deredundancy", {True, False}),  # Table 3
+        ("rfr_eval", {"mean", "random", "fixed:8,8"}),  # Table 7, Fig. 10
+        ("missing", {"zeros", "refuse"}),
+        ("nystrom_padding", {"reference", "exact"}),
+    ],
+)
+def test_every_setting_of_the_papers_tables_is_a_variant(key, values):
+    assert {load_model_config("hdmoe", variant)["model"][key] for variant in (None, *model_variants("hdmoe"))} == values
+
+
+def test_variants_change_one_thing_but_the_codes_own():
+    plain = load_model_config("hdmoe")
+    two = {"no_dis_no_bal": 2, "code": 4}
+    for variant in model_variants("hdmoe"):
+        changed = load_model_config("hdmoe", variant)
+        differs = [(block, key) for block in ("model", "training") for key in plain[block] if changed[block][key] != plain[block][key]]
+        assert len(differs) == two.get(variant, 1), variant
+
+
+def test_the_protocol_is_the_codes():
+    protocol = Protocol.of(load_model_config("hdmoe")["training"])
+    rates = [protocol.learning_rate(epoch, step, 300, []) for epoch in (0, 15, 29) for step in (0, 299)]  # once an epoch
+    assert rates == pytest.approx([5e-4] * 2 + [5e-4 * 0.5**0.9] * 2 + [5e-4 * (1 / 30) ** 0.9] * 2)
+    assert (protocol.optimizer, protocol.weight_decay, protocol.batch_size, protocol.epochs) == ("adam", 1e-5, 1, 30)
+    assert (protocol.loss, protocol.alpha, protocol.sampler, protocol.max_patches_train) == ("nll", 0.0, "balanced", None)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +531,7 @@ def test_any_bags_and_tables_may_be_combined(inputs):
 def test_a_group_without_genes_has_no_token(draw):
     features = [torch.randn(5), torch.zeros(0), torch.randn(3)]
     model = build_model("hdmoe", Inputs(groups={"families": (5, 0, 3)}), "genomics", **SMALL).eval()
-    assert len(model.encoders["omics"].embed.networks) == 2
+    assert len(model.encoders["omics"].embed.first) == 2
     assert torch.isfinite(model(Patient.of(groups={"families": features})).logits).all()
 
 
@@ -430,6 +548,26 @@ def test_an_absent_modality_is_zeros(inputs, draw, stack, lacks):
 def patient_float(patient):
     bags = {m: Bag(bag.features.float(), bag.mask) for m, bag in patient.bags.items()}
     return replace(patient, bags=bags, groups={g: x.float() for g, x in patient.groups.items()}, vectors={})
+
+
+@pytest.mark.parametrize("had", [{"omics"}, {"tma"}, {"clinical"}, {"wsi", "clinical"}, {"omics", "tma", "clinical"}])
+def test_any_subset_of_the_modalities_is_predicted_or_refused_by_name(inputs, had):
+    offered = replace(inputs, bags={"wsi": 7, "tma": 5}, vectors={"clinical": 3})
+    names = ["omics", "wsi", "tma", "clinical"]
+    patient = reference_patient(offered, 4)
+    for name in set(names) - had:
+        patient = patient.without(name)
+    lenient, strict = (build_model("hdmoe", offered, variant, modalities=names, **SMALL).eval() for variant in (None, "refuse"))
+    assert lenient(patient).logits.isfinite().all()
+    lacking = " and ".join(name for name in names if name not in had)
+    with pytest.raises(InputError, match=f"HDMoE cannot predict patient 0 of the batch: lacks {lacking}"):
+        strict(patient)
+
+
+@pytest.mark.parametrize("names", [[], ["wsi", "wsi"]])
+def test_each_modality_is_read_once(inputs, names):
+    with pytest.raises(InputError, match="HDMoE reads every modality once"):
+        build_model("hdmoe", inputs, modalities=names, **SMALL)
 
 
 @pytest.mark.parametrize("lacks", ["wsi", "omics"])
@@ -483,3 +621,35 @@ def test_correlations_are_pearsons_and_zero_for_a_constant_token(inputs, draw):
         model.first["omics"].experts.bias_out.fill_(-100.0)  # every output of the shared expert becomes 0
     details = model(double(draw())).details
     assert not details["correlation_after_omics"].any()
+
+
+def test_shapes_at_the_published_size_are_those_of_the_specification():
+    model = build_model("hdmoe", REFERENCE, "fixed_8_8").eval()
+    model.explain, seen = True, {}
+    for name, mixed in (*model.first.items(), ("second", model.second)):
+        mixed.register_forward_hook(lambda _, __, out, name=name: seen.update({name: (*out.routed.shape, *out.shared.shape)}))
+    output = model(reference_patient(REFERENCE, 3))
+    assert seen == {"omics": (1, 256, 1, 256), "wsi": (1, 256, 1, 256), "second": (1, 512, 1, 512)}
+    assert [tuple(output.details[f"router_{m}"].shape) for m in seen] == [(1, 4, 8), (1, 4, 8), (1, 1, 16, 8)]
+    assert output.logits.shape == (1, 4)
+
+
+def test_relevance_is_gradient_times_input_of_each_routed_token(inputs, draw, stack):
+    model, patient = small(inputs), double(draw(9))
+    model.explain = True
+    with torch.no_grad():
+        relevance = model(patient).details["relevance_wsi"]
+    encoder, scale = model.encoders["wsi"], torch.ones(1, 9, 1, dtype=torch.float64, requires_grad=True)
+    routed = model.first["wsi"](encoder.encode(encoder.embed(patient) * scale)).routed.unflatten(1, (4, 4))
+    for token in range(4):  # of instance i: what its embedding scaled by 1 + ε changes
+        (slope,) = torch.autograd.grad(routed[0, token].square().sum(), scale, retain_graph=True)
+        torch.testing.assert_close(relevance[0, token], slope[0, :, 0].abs())
+    assert relevance.sum() > 0
+    assert model(double(stack([draw(9), draw(5)]))).details["relevance_omics"].shape == (2, 4, 6)
+
+
+def test_the_risk_can_be_attributed_to_every_gene(inputs, draw):
+    model, patient = small(inputs, rfr_eval="fixed:4,8"), double(draw())
+    patient.groups["families"].requires_grad_()
+    risk_score(model(patient).logits).sum().backward()
+    assert (patient.groups["families"].grad != 0).all()

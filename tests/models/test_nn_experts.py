@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.nn.experts import Experts, balance_loss, top_k
+from pipeline.nn.experts import Experts, Mixture, balance_loss, top_k
 
 
 def separate(experts, number, *, norm, final_relu):
@@ -87,3 +87,17 @@ def test_the_balance_loss_moves_the_probabilities_of_experts_that_have_tokens():
     probabilities = logits.softmax(dim=-1)
     balance_loss(probabilities, top_k(probabilities, 1)).backward()
     assert logits.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_mixture_weighs_its_routed_experts_and_adds_the_shared_one_apart(k):
+    mixture, vectors = Mixture(4, 6, experts=3, k=k, hidden=5, dropout=0.0), torch.randn(2, 8)
+    mixed = mixture(vectors)
+    alone = [separate(mixture.experts, e, norm=False, final_relu=True) for e in range(4)]
+    for row, vector in enumerate(vectors):
+        for token, x in enumerate(vector.split(4)):
+            p = mixture.router(x).softmax(0)
+            at = slice(6 * token, 6 * token + 6)
+            torch.testing.assert_close(mixed.routed[row, at], sum(p[e] * alone[e](x) for e in p.topk(k).indices.tolist()))
+            torch.testing.assert_close(mixed.shared[row, at], alone[3](x))
+    torch.testing.assert_close(mixed.balance, balance_loss(mixed.probabilities, mixed.gates))

@@ -12,10 +12,10 @@ from pipeline.cohort.record import Patient
 from pipeline.errors import InputError
 from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
 from pipeline.models.registry import register
-from pipeline.nn.experts import Experts, balance_loss, top_k
+from pipeline.nn.dropout import Dropout, alpha_dropout
+from pipeline.nn.experts import Experts, Mixed, Mixture
 from pipeline.nn.position import PPEG, fill_square
 from pipeline.nn.self_attention import NystromAttention
-from pipeline.nn.snn import snn_layers
 
 EPSILON = 1e-6  # keeps 1/D finite where two vectors are equal (our choice)
 
@@ -43,10 +43,11 @@ class HDMoE(SurvivalModel):
     modalities: order matters. A bag of the cohort, `omics` (its grouping `groups`), or a further table as one group (our choice).
     square: the bags that lie on a square behind their encoder's class token; the others (slices of MRI) are a mere set.
     width d, token_length t, experts E, top_k K, expert_hidden, snn_hidden: sizes. landmarks: of the encoders; the code has d/2.
-    nystrom_padding: `reference` (code) or `exact`, see `NystromAttention`. rfr: false = plain concatenation. fine_grained: false = one
-    token a mixture. deredundancy: false = v^m itself in place of V_share^m in step 3. distance: cos, l1, mse or kl; D⁻ = 1/D there.
-    rfr_eval: segments at prediction. `random`: drawn (paper). `mean`: the average hazard over all pairs of segment counts, that is what
-    `random` gives on average (our choice). `fixed:s1,s2`.
+    nystrom_padding: `reference` (code) or `exact`: without padding, and up to `landmarks` tokens softmax attention itself (our choice).
+    rfr: false = plain concatenation. fine_grained: false = one token a mixture. deredundancy: false = v^m itself in place of V_share^m in
+    step 3. distance: cos, l1, mse or kl; D⁻ = 1/D there.
+    rfr_eval: segments at prediction. `random`: drawn (paper), from torch's current seed. `mean`: the average hazard over all pairs of
+    segment counts, that is what `random` gives on average (our choice). `fixed:s1,s2`. The last two draw nothing.
     missing: the method needs all modalities. `zeros`: an absent one is zero features (missing-modality benchmark), a bag one zero
     patch. `refuse`: such a patient is not predicted.
     """
@@ -86,7 +87,7 @@ class HDMoE(SurvivalModel):
         self.requires = choice("missing", missing, {"zeros": (), "refuse": self.modalities})
         self.distance, self.alpha, self.beta, self.deredundancy = choice("distance", distance, DISTANCES), alpha, beta, deredundancy
         length = len(self.modalities) * width  # of V_inter and V_share^3
-        self._check_sizes(width, token_length, experts, top_k)
+        self._check(self.modalities, width, token_length, experts, top_k)
         attention = {"heads": heads, "landmarks": landmarks, "dropout": attention_dropout, "padding": nystrom_padding}
         self.encoders = nn.ModuleDict()
         for name in self.modalities:
@@ -100,8 +101,8 @@ class HDMoE(SurvivalModel):
             self.encoders[name] = _Encoder(embed, width, square=name in square, **attention)
         mixture = {"experts": experts, "k": top_k, "hidden": expert_hidden, "dropout": expert_dropout}
         first, second = (token_length, token_length) if fine_grained else (width, 2 * length)
-        self.first = nn.ModuleDict({name: _Mixture(first, first, **mixture) for name in self.modalities})
-        self.second = _Mixture(second, second // 2, **mixture)
+        self.first = nn.ModuleDict({name: Mixture(first, first, **mixture) for name in self.modalities})
+        self.second = Mixture(second, second // 2, **mixture)
         self.segments = [_segment_counts(n) if rfr else [1] for n in (width, length)]
         self.evaluated = _evaluated(rfr_eval, self.segments)
         self.project = nn.ModuleList(nn.Linear(length, length) for _ in range(2 if alpha else 0))  # only L_dis reads them
@@ -109,7 +110,9 @@ class HDMoE(SurvivalModel):
         self.apply(_initialise)
 
     @staticmethod
-    def _check_sizes(width: int, token_length: int, experts: int, top_k: int) -> None:
+    def _check(modalities: Sequence[str], width: int, token_length: int, experts: int, top_k: int) -> None:
+        if not modalities or len(set(modalities)) < len(modalities):
+            raise InputError("HDMoE reads every modality once", found=f"modalities [{', '.join(modalities)}]", expected="one or more")
         if width % token_length or token_length % 2:
             problem = f"HDMoE cuts vectors of {width} into tokens and halves these"
             raise InputError(problem, found=f"token_length {token_length}", expected="an even divisor of the option width")
@@ -119,42 +122,65 @@ class HDMoE(SurvivalModel):
     def forward(self, patient: Patient) -> Output:
         """Logits [B, bins]. In training `losses` dis and bal, weighted. With `explain`, in `details`, for each modality m and ``second``:
 
-        ``router_<m>`` [B, T, E] the probabilities p, ``gates_<m>`` [B, T, E] those of the chosen experts, 0 elsewhere; and for each m
-        ``before_<m>``, ``after_<m>`` [B, T, t] the tokens before and behind the shared expert and ``correlation_before_<m>``,
-        ``correlation_after_<m>`` [B, T, T], |Pearson| between tokens (Fig. 5). ``…_second`` are [B, S, 16, E], S the segment counts s1
-        that are evaluated. Raises `InputError` for a patient without any modality, or without one under `refuse`.
+        ``router_<m>`` [B, T, E] the probabilities p, ``gates_<m>`` [B, T, E] those of the chosen experts, 0 elsewhere (Fig. 6); for each m
+        ``before_<m>``, ``after_<m>`` [B, T, t] the tokens before and behind the shared expert, ``correlation_before_<m>`` and
+        ``correlation_after_<m>`` [B, T, T], |Pearson| between tokens (Fig. 5), ``relevance_<m>`` [B, T, N], see `_relevance` (Fig. 9). The
+        ``…_second`` are [B, S, 2Md/t, E], S the counts s1 that are evaluated; ``segment_logits`` [B, S, S2, bins] those of each pair: any
+        number of rounds of Table 7 without a further pass. Raises `InputError` for a patient without any modality, or without one under
+        `refuse`.
         """
         self.check(patient)
         return Output.joined([self._one(patient.single(row)) for row in range(patient.size)])
 
     def _one(self, patient: Patient) -> Output:
-        """One patient; S and S2 are the numbers of segment counts that are tried: 1 in training."""
+        """One patient. Behind the encoders everything is small and compares numbers (which expert, which risk): not in half precision."""
         vectors = {name: self.encoders[name](patient) for name in self.modalities}  # v^m [1, d]
+        with torch.autocast(self.head.weight.device.type, enabled=False):
+            output = self._decoupled({name: vector.to(self.head.weight.dtype) for name, vector in vectors.items()})
+        if self.explain:
+            output.details.update({f"relevance_{name}": self._relevance(name, patient) for name in self.modalities})
+        return output
+
+    def _decoupled(self, vectors: Mapping[str, Tensor]) -> Output:
+        """Steps 2–5 of one patient; S and S2 are the numbers of segment counts that are tried: 1 in training."""
         mixed = {name: self.first[name](vector) for name, vector in vectors.items()}
         routed, shared = [m.routed for m in mixed.values()], [m.shared for m in mixed.values()]
         s1, s2 = self._drawn() if self.training or not self.evaluated else self.evaluated
         sources = torch.stack([*routed, *(shared if self.deredundancy else vectors.values())], dim=1)  # [1, 2M, d]
         joint = self.second(torch.cat([reorganised(sources, s) for s in s1]))  # V_inter, V_share^3 [S, Md]
         pair = torch.stack([joint.routed, joint.shared], dim=1)  # [S, 2, Md]
-        logits = self.head(torch.stack([reorganised(pair, s) for s in s2], dim=1)).flatten(0, 1)  # [S · S2, bins]
+        logits = self.head(torch.stack([reorganised(pair, s) for s in s2], dim=1))  # [S, S2, bins]
         losses = {}
         if self.training and self.alpha:
             losses["dis"] = self.alpha * self._decoupling(routed, shared, joint)
         if self.training and self.beta:
             losses["bal"] = self.beta * torch.cat([m.balance for m in (*mixed.values(), joint)]).sum()
-        return Output(_mean_hazard(logits), losses, details=_details(mixed, joint) if self.explain else {})
+        details = {"segment_logits": logits[None].detach(), **_details(mixed, joint)} if self.explain else {}
+        return Output(_mean_hazard(logits.flatten(0, 1)), losses, details=details)
 
     def _drawn(self) -> tuple[list[int], list[int]]:
         """One segment count for each RFR."""
         first, second = ([counts[int(torch.randint(len(counts), ()))]] for counts in self.segments)
         return first, second
 
-    def _decoupling(self, routed: Sequence[Tensor], shared: Sequence[Tensor], joint: _Mixed) -> Tensor:
+    def _decoupling(self, routed: Sequence[Tensor], shared: Sequence[Tensor], joint: Mixed) -> Tensor:
         """L_dis (eq. 5) of one patient, a scalar; for the cosine in [0, M + 5]."""
         pull, push = self.distance
         apart = sum(push(a, b) for a, b in zip([*routed, joint.routed], [*shared, joint.shared], strict=True))
         specific, common = (project(torch.cat(parts, dim=1)) for project, parts in zip(self.project, (routed, shared), strict=True))
         return apart + pull(joint.routed, specific) + pull(joint.shared, common)
+
+    @torch.enable_grad()
+    def _relevance(self, name: str, patient: Patient) -> Tensor:
+        """What instance (or group) i of one patient has to do with the routed output y_j of token j, [1, T, N] (our recipe for Fig. 9).
+
+        |Σ_c H[i, c] ∂‖y_j‖²/∂H[i, c]|, H [N, d] the embedded instances: gradient times input.
+        """
+        embedded = self.encoders[name].embed(patient).detach().requires_grad_()
+        level = self.first[name](self.encoders[name].encode(embedded))
+        powers = level.routed.view_as(level.tokens).square().sum(dim=-1)[0]  # ‖y_j‖² [T]
+        slopes = [torch.autograd.grad(power, embedded, retain_graph=True)[0] for power in powers]
+        return torch.stack([(embedded * slope).sum(dim=-1).abs() for slope in slopes], dim=1).detach()
 
 
 def reorganised(sources: Tensor, segments: int) -> Tensor:
@@ -190,7 +216,7 @@ def _mean_hazard(logits: Tensor) -> Tensor:
     return F.logsigmoid(logits).logsumexp(0, keepdim=True) - F.logsigmoid(-logits).logsumexp(0, keepdim=True)
 
 
-def _details(mixed: Mapping[str, _Mixed], joint: _Mixed) -> dict[str, Tensor]:
+def _details(mixed: Mapping[str, Mixed], joint: Mixed) -> dict[str, Tensor]:
     """What `HDMoE.forward` lists under `details`, of one patient."""
     details = {"router_second": joint.probabilities[None], "gates_second": joint.gates[None]}
     for name, level in mixed.items():
@@ -240,28 +266,36 @@ class _Patches(nn.Module):
         super().__init__()
         self.name, self.width_in = name, width_in
         widths = (width_in, width)
-        self.layers = nn.Sequential(*(m for w in widths for m in (nn.Linear(w, width), nn.ReLU(), nn.Dropout(dropout))))
+        self.layers = nn.Sequential(*(m for w in widths for m in (nn.Linear(w, width), nn.ReLU(), Dropout(dropout))))
 
     def forward(self, patient: Patient) -> Tensor:
         return self.layers(patient.bag_or_zeros(self.name, self.width_in).features)
 
 
 class _Groups(nn.Module):
-    """Features of one patient in groups of n_g → [1, G, d], a network of two SNN blocks a group; without them, zeros.
+    """Features of one patient in groups of n_g → [1, G, d], an SNN of two layers a group; without them, zeros.
 
+    Two linear layers a group; ELU and AlphaDropout are those of all groups at once. (`GroupedEncoder`, made for hundreds of small
+    groups, copies the gradients of its joint first layer once more: a quarter slower at these sizes.)
     A group without any feature has no token.
     """
 
     def __init__(self, name: str, sizes: Sequence[int], hidden: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.name, self.sizes = name, [n for n in sizes if n]
-        self.networks = nn.ModuleList(snn_layers(n, (hidden, width), dropout) for n in self.sizes)
+        self.name, self.sizes, self.dropout = name, [n for n in sizes if n], dropout
+        self.first = nn.ModuleList(nn.Linear(n, hidden) for n in self.sizes)
+        self.second = nn.ModuleList(nn.Linear(hidden, width) for _ in self.sizes)
 
     def forward(self, patient: Patient) -> Tensor:
         table = patient.vectors.get(self.name)
         features = patient.groups_or_zeros(self.name, sum(self.sizes)) if table is None else table
-        parts = zip(self.networks, features.split(self.sizes, dim=1), strict=True)
-        return torch.stack([network(x) for network, x in parts], dim=1)
+        hidden = self._layer(self.first, features.split(self.sizes, dim=1))
+        return self._layer(self.second, hidden.unbind(dim=1))
+
+    def _layer(self, networks: nn.ModuleList, parts: Sequence[Tensor]) -> Tensor:
+        """G tensors [1, ·] → [1, G, width]."""
+        x = F.elu(torch.stack([network(part) for network, part in zip(networks, parts, strict=True)], dim=1))
+        return alpha_dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class _Encoder(nn.Module):
@@ -275,12 +309,16 @@ class _Encoder(nn.Module):
         self.embed = embed
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * 1e-6)
         layer = {"heads": heads, "landmarks": landmarks, "dropout": dropout, "padding": padding, "norm": "global"}
+        layer["exact_if_short"] = padding == "exact"  # without padding there is nothing left to approximate
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.layers = nn.ModuleList(NystromAttention(width, **layer) for _ in range(2))
         self.position = PPEG(width) if square else None
 
     def forward(self, patient: Patient) -> Tensor:
-        tokens = self.embed(patient)
+        return self.encode(self.embed(patient))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Embedded tokens [1, N, d] → [1, d]."""
         if self.position is not None:
             tokens = fill_square(tokens)
         tokens = torch.cat([self.class_token, tokens], dim=1)
@@ -289,35 +327,6 @@ class _Encoder(nn.Module):
             tokens = self.position(tokens)
         first = tokens[:, 0] + self.layers[1](self.norms[1](tokens), rows=1)[:, 0]
         return self.norms[2](first)
-
-
-class _Mixed:
-    """What a mixture makes of vectors [S, L]: routed and shared [S, T · t_out], and how, [S, T, ·]."""
-
-    def __init__(self, tokens: Tensor, probabilities: Tensor, gates: Tensor, outputs: Tensor) -> None:
-        self.tokens, self.probabilities, self.gates = tokens, probabilities, gates
-        self.routed = (gates[..., None] * outputs[:, :, :-1]).sum(dim=2).flatten(1)
-        self.shared = outputs[:, :, -1].flatten(1)
-
-    @property
-    def balance(self) -> Tensor:
-        """L_bal [S]."""
-        return balance_loss(self.probabilities, self.gates)
-
-
-class _Mixture(nn.Module):
-    """Vectors [S, L] as tokens [S, L/t, t] → E routed experts and, last of the stack, the shared one, which has weight 1."""
-
-    def __init__(self, width: int, width_out: int, *, experts: int, k: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.width, self.k = width, k
-        self.router = nn.Linear(width, experts, bias=False)
-        self.experts = Experts(experts + 1, width, hidden, width_out, dropout=dropout, final_relu=True)
-
-    def forward(self, vectors: Tensor) -> _Mixed:
-        tokens = vectors.unflatten(1, (-1, self.width))
-        probabilities = self.router(tokens).softmax(dim=-1)
-        return _Mixed(tokens, probabilities, top_k(probabilities, self.k), self.experts(tokens))
 
 
 def _initialise(module: nn.Module) -> None:
@@ -331,5 +340,5 @@ def _initialise(module: nn.Module) -> None:
             nn.init.xavier_normal_(matrix)
         nn.init.zeros_(module.bias_in)
         nn.init.zeros_(module.bias_out)
-    elif isinstance(module, _Mixture):  # comes after its parts
+    elif isinstance(module, Mixture):  # comes after its parts
         module.router.reset_parameters()

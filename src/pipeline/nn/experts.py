@@ -1,4 +1,4 @@
-"""Mixture of experts: stacked two-layer networks, the choice among them, and the loss that spreads the work."""
+"""Mixture of experts: stacked two-layer networks, routed and shared, the choice among them, and the loss that spreads the work."""
 
 from __future__ import annotations
 
@@ -45,6 +45,41 @@ class _Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
+
+
+class Mixed:
+    """What a `Mixture` makes of vectors [S, L], and how: its `tokens` [S, T, t], `probabilities` and `gates` [S, T, E].
+
+    routed and shared [S, T · t_out]: the outputs of the tokens in a row; of the routed experts weighed and added up, of the shared one.
+    """
+
+    def __init__(self, tokens: Tensor, probabilities: Tensor, gates: Tensor, outputs: Tensor) -> None:
+        self.tokens, self.probabilities, self.gates = tokens, probabilities, gates
+        self.routed = (gates[..., None] * outputs[:, :, :-1]).sum(dim=2).flatten(1)
+        self.shared = outputs[:, :, -1].flatten(1)
+
+    @property
+    def balance(self) -> Tensor:
+        """`balance_loss` [S]."""
+        return balance_loss(self.probabilities, self.gates)
+
+
+class Mixture(nn.Module):
+    """Vectors [S, L] cut into tokens [S, L/t, t] → E routed experts and, last of the stack, the shared one, which has weight 1.
+
+    DeepSeekMoE (Dai et al. 2024) without its residual connection; the gates are the k largest probabilities as they are.
+    """
+
+    def __init__(self, width: int, width_out: int, *, experts: int, k: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.width, self.k = width, k
+        self.router = nn.Linear(width, experts, bias=False)
+        self.experts = Experts(experts + 1, width, hidden, width_out, dropout=dropout, final_relu=True)
+
+    def forward(self, vectors: Tensor) -> Mixed:
+        tokens = vectors.unflatten(1, (-1, self.width))
+        probabilities = self.router(tokens).softmax(dim=-1)
+        return Mixed(tokens, probabilities, top_k(probabilities, self.k), self.experts(tokens))
 
 
 def top_k(probabilities: Tensor, k: int) -> Tensor:
