@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.cohort.record import Bag, Patient
 from pipeline.errors import InputError
@@ -127,9 +128,45 @@ def test_operations_in_the_reference_order_are_those_of_the_specification(luad, 
     better = forward_flops(published(copy.deepcopy(luad), left_first=False), patient)
     lengths = [1 + (math.isqrt(n - 1) + 1) ** 2 for n in (patches, math.ceil(0.05 * patches))]  # of segregation and integration
     assert reference - better == sum(2 * 2 * 8 * 128**2 * (n + -n % 128 - 32) for n in lengths if n > 128)
+    if patches in (known := {512: 4.91, 2048: 13.85}):
+        assert better / 1e9 == pytest.approx(known[patches], abs=0.015)
+    ours = forward_flops(luad, patient)
+    assert ours < better  # what stands for padding is computed once
     if patches == 2048:
-        assert better / 1e9 == pytest.approx(13.85, abs=0.015)
-    assert forward_flops(luad, patient) < better  # what stands for padding is computed once
+        assert ours / 1e9 == pytest.approx(13.65, abs=0.005)
+
+
+def test_with_its_router_the_model_costs_what_the_router_takes():
+    """Why `python -m pipeline.models` prints another figure than that of ρ = 0.05: the share of an untrained router is another."""
+    torch.manual_seed(0)
+    free, patient = build_model("adamhf", LUAD).eval(), reference_patient(LUAD, 2048)
+    free.explain = True
+    with torch.no_grad():
+        taken = {name: int((free(patient).details[f"roles_{name}"] > 0).sum()) for name in ("wsi", "omics")}
+    assert taken == {"wsi": 152, "omics": 2}
+    fixed = build_model("adamhf", LUAD, rho=taken["wsi"] / 2048, alpha=0.5)
+    router = 256 * 256 + 2 * (256 * 128 + 128)
+    assert forward_flops(free, patient) == forward_flops(fixed, patient) + 2 * 2 * router  # 2 an operation, 2 modalities
+
+
+def test_nothing_larger_than_the_bag_is_made_forward_or_backward(inputs, draw):
+    """No N × N: the largest tensor is that of the queries, keys and values."""
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for x in result if isinstance(result, tuple) else [result]:
+                self.size = max(self.size, x.numel() if isinstance(x, torch.Tensor) else 0)
+            return result
+
+    model = small(inputs)
+    for patches in (400, 1600):
+        with Largest() as largest:
+            output = model(draw(patches))
+            (output.logits.sum() + output.losses["align"]).backward()
+        assert largest.size <= 3 * 16 * (1 + patches + 1)
 
 
 @torch.no_grad()
@@ -139,7 +176,7 @@ def test_attention_is_that_of_the_public_codes(luad):
 
 
 @pytest.mark.parametrize(
-    "variant, expected",
+    "variant, expected",  # GMAC
     [
         (None, 7.49),
         ("no_atsa", 13.73),
@@ -147,11 +184,22 @@ def test_attention_is_that_of_the_public_codes(luad):
         ("outer_fusion", 7.50),
         ("no_atsa_all_experts_outer_fusion", 21.25),
         ("code_sizes", 26.99),
+        pytest.param("no_atsa of code_sizes", 50.60, marks=pytest.mark.slow),
+        pytest.param("all_experts of code_sizes", 48.13, marks=pytest.mark.slow),
+        pytest.param("outer_fusion of code_sizes", 27.01, marks=pytest.mark.slow),
+        pytest.param("no_atsa_all_experts_outer_fusion of code_sizes", 90.59, marks=pytest.mark.slow),
     ],
 )
 def test_table_iv_has_the_multiplications_that_the_specification_reconstructs(variant, expected):
-    model = published(build_model("adamhf", LUAD, variant, **FIXED))
-    assert forward_flops(model, reference_patient(LUAD, 2048)) / 2e9 == pytest.approx(expected, abs=0.015)
+    variant, _, sizes = (variant or "").partition(" of ")
+    options = load_model_config("adamhf", sizes)["model"] if sizes else {}
+    options = {name: options[name] for name in ("patch_expert_hidden", "frozen_hidden") if sizes}
+    model = published(build_model("adamhf", LUAD, variant or None, **options, **FIXED))
+    squeeze = model.segregation["path"].experts[0].experts[0][0].squeeze
+    evaluated = 7 if "all_experts" in variant else 3
+    taps = 2 * 2 * evaluated * 2 * 8 * squeeze.in_channels * squeeze.out_channels  # eight of nine, which meet only zeros at a class token
+    counted = forward_flops(model, reference_patient(LUAD, 2048)) / 2 + taps
+    assert counted / 1e9 == pytest.approx(expected, abs=0.006)
 
 
 # --- experts ---
@@ -200,6 +248,14 @@ def test_the_gate_learns_although_its_choice_is_hard():
     experts = ProgressiveExperts(6, [2], lambda: nn.Linear(6, 6), mlp_residual=True, all_experts=False)
     experts(torch.randn(5, 6), FrozenMLP(6, 5, "xavier"))[0].square().sum().backward()
     assert all(p.grad.abs().max() > 0 for p in experts.gates.parameters())
+
+
+def test_the_chosen_expert_is_not_scaled_not_even_in_the_last_bit():
+    experts = ProgressiveExperts(6, [4], lambda: nn.Linear(6, 6), mlp_residual=True, all_experts=False)
+    frozen = FrozenMLP(6, 5, "xavier")
+    for x in 3 * torch.randn(20, 5, 6):
+        out, (best,) = experts(x, frozen)
+        assert torch.equal(out, (frozen(x) + experts.experts[0][best](x)).relu())
 
 
 def test_exactly_one_expert_a_layer_is_evaluated(inputs, draw):
@@ -499,10 +555,63 @@ def test_the_order_of_patches_matters(inputs, draw):
 
 def test_the_copies_that_fill_the_square_are_dropped(inputs, draw):
     model = small(inputs, "no_atsa").eval()
-    seen = captured(model.segregation["path"])
+    seen, last = captured(model.segregation["path"]), captured(model.segregation["path"].experts[0])  # of the second stage
     model(draw(13))
-    assert seen["result"].tokens.shape == (13, 16)
-    assert seen["result"].cls.shape == (16,)
+    whole = last["result"][0]
+    assert whole.shape == (1 + 16, 16)
+    assert torch.equal(seen["result"].cls, whole[0])
+    assert torch.equal(seen["result"].tokens, whole[1:14])
+
+
+def test_a_step_is_repeated_bit_by_bit(inputs, draw):
+    steps = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = small(inputs)
+        output = model(draw(30))
+        (output.logits.square().sum() + output.losses["align"]).backward()
+        steps.append([output.logits, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
+
+
+@pytest.mark.parametrize("patches", [1, 30])
+@pytest.mark.parametrize("lacks", ["", "omics", "wsi"])
+def test_training_in_half_precision_is_finite(inputs, draw, patches, lacks):
+    model = small(inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(draw(patches, lacks))
+        loss = output.logits.square().sum() + output.losses["align"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("variant", [None, "native", "refuse", "no_atsa", "code_alignment", "pathology", "genomics"])
+@pytest.mark.parametrize("has", [(), ("wsi",), ("omics",), ("wsi", "omics")])
+def test_any_subset_of_modalities_gives_a_prediction_or_a_refusal(inputs, draw, variant, has):
+    model, patient = small(inputs, variant), draw(20)
+    for name in {"wsi", "omics"} - set(has):
+        patient = patient.without(name)
+    needed = {"refuse": {"wsi", "omics"}, "pathology": {"wsi"}, "genomics": {"omics"}}.get(variant, set())
+    if not has or not needed <= set(has):
+        with pytest.raises(InputError, match="AdaMHF cannot predict patient 0 of the batch"):
+            model(patient)
+        return
+    output = model(patient)
+    (output.logits.square().sum() + sum(output.losses.values())).backward()
+    assert output.logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("patches", [1, 4, 20, 300])
+def test_a_slide_of_zeros_is_finite(inputs, patches):
+    """The benchmark's removal of a slide: as many patches as before, all zero, so that all landmarks and scores are equal."""
+    model = small(inputs)
+    genes = [torch.randn(n) for n in inputs.groups["families"]]
+    output = model(Patient.of(bags={"wsi": torch.zeros(patches, 24)}, groups={"families": genes}))
+    (output.logits.square().sum() + output.losses["align"]).backward()
+    assert output.logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("lacks, name", [("omics", "omics"), ("wsi", "wsi")])
@@ -599,4 +708,32 @@ def test_initial_weights_are_xavier_normal():
     model = build_model("adamhf", HUNDREDS)
     for weight in (model.head.weight, model.patches[0].weight, model.genes.weight_in[model.genes.rows(3)], model.genes.weight_out[2]):
         assert weight.std().item() == pytest.approx(math.sqrt(2 / sum(weight.shape)), rel=0.1)
-    assert float(model.genes.bias_in.abs().max()) == 0
+    assert float(model.genes.bias_in.detach().abs().max()) == 0
+    for unit in (*model.segregation.values(), *model.integration.values()):
+        assert unit.cls.std().item() == pytest.approx(1e-6, rel=0.2)
+
+
+def test_the_standard_mixture_starts_as_the_other_layers_do():
+    experts = build_model("adamhf", HUNDREDS, "standard_moe").integration["path"].experts[0].experts
+    for weight in (*experts.weight_in, *experts.weight_out):
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / 512), rel=0.02)
+    assert not any(bias.any() for bias in (experts.bias_in, experts.bias_out))
+
+
+def test_modules_are_shared_where_the_code_shares_them(inputs):
+    def counts(model):
+        units = [model.segregation["path"], model.integration["omic"]]
+        return [(len(u.transformers), len(u.positions), len(u.experts)) for u in units], len(model.selection)
+
+    assert counts(small(inputs)) == ([(2, 1, 1), (2, 0, 1)], 1)
+    assert counts(small(inputs, "stages_apart")) == ([(2, 2, 2), (2, 0, 2)], 1)
+    assert counts(small(inputs, "atsa_apart")) == ([(2, 1, 1), (2, 0, 1)], 2)
+    assert counts(small(inputs, "no_pree")) == ([(2, 1, 0), (2, 0, 0)], 1)
+
+
+@pytest.mark.parametrize("variant, left", [("no_global", "local_fusion"), ("no_local", "global_fusion")])
+def test_one_fusion_alone_goes_to_the_head_unweighed(inputs, draw, variant, left):
+    model = small(inputs, variant).eval()
+    fusion, head = captured(getattr(model, left)), captured(model.head)
+    model(draw())
+    assert torch.equal(head["given"][0], fusion["result"])

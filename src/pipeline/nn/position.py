@@ -57,8 +57,8 @@ def fill_square(tokens: Tensor) -> Tensor:
 
 def _on_the_grid(tokens: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """`change` applied to the tokens [B, 1 + s², d] after the first as a picture [B, d, s, s]."""
-    first, rest = tokens[:, :1], tokens[:, 1:]
-    side = math.isqrt(rest.shape[1])
+    side = math.isqrt(tokens.shape[1] - 1)
+    first, rest = tokens.split([1, side**2], dim=1)  # split, not two slices: backward writes the gradient once
     picture = change(rest.unflatten(1, (side, side)).permute(0, 3, 1, 2))  # a view, whose last dimension in memory is the channel
     return torch.cat([first, picture.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 from pipeline.models.interface import choice
 from pipeline.nn.experts import Experts, top_k
+from pipeline.nn.token_selection import through
 
 FROZEN_SEED = 0
 
@@ -64,8 +65,8 @@ class ProgressiveExperts(nn.Module):
     """PREE (AdaMHF, sec. II-C and Fig. 2a), tokens [T, d] → [T, d]: layers of n_ℓ experts, of which a patient takes one each.
 
     x ← ReLU(M(x) + w·E_e(x)), e = argmax p, p = softmax(gate(mean over the tokens)), gate = Linear d→d, ReLU, Linear d→n_ℓ; M is the
-    `FrozenMLP`. Only E_e is evaluated. w = 1 + p_e − sg(p_e) is 1, but lets the gate learn (straight-through, our choice: in the public
-    code the argmax gives it no gradient). A layer of one expert has no gate.
+    `FrozenMLP`. Only E_e is evaluated. w = 1 + (p_e − sg(p_e)) is 1, but lets the gate learn (straight-through, our choice: in the
+    public code the argmax gives it no gradient). A layer of one expert has no gate.
 
     counts: n_ℓ, 1, 2, 4 in the paper. expert: makes one. mlp_residual: false leaves M out (Table III). all_experts: Σ_e p_e E_e, nothing
     chosen (Table IV, "w/o PREE").
@@ -95,7 +96,7 @@ class ProgressiveExperts(nn.Module):
         best = int(p.argmax())
         if self.all_experts:
             return sum(share * expert(x) for share, expert in zip(p, experts, strict=True)), best
-        return experts[best](x) * (1 + p[best] - p[best].detach()), best
+        return experts[best](x) * (1 + through(p[best])), best
 
 
 class TokenMixture(nn.Module):
@@ -120,9 +121,9 @@ class TokenMixture(nn.Module):
 def _convolved(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
     """[1 + s², c] → [1 + s², c']: the first token as a picture of one pixel, the others as one of s × s."""
     side = math.isqrt(len(tokens) - 1)
-    picture = conv(tokens[1:].T.unflatten(1, (side, side))[None])[0]  # [c', s, s]
-    first = F.linear(tokens[:1], conv.weight[:, :, 1, 1], conv.bias)
-    return torch.cat([first, picture.flatten(1).T])
+    first, rest = tokens.split([1, side**2])  # split, not two slices: backward writes the gradient once
+    picture = conv(rest.T.unflatten(1, (side, side))[None])[0]  # [c', s, s]
+    return torch.cat([F.linear(first, conv.weight[:, :, 1, 1], conv.bias), picture.flatten(1).T])
 
 
 def _gate(width: int, count: int) -> nn.Sequential:

@@ -63,16 +63,16 @@ class TokenSelection(nn.Module):
         rho = scores.new_tensor(self.rho) if self.allocate is None else self.allocate(routed).sigmoid()[0]
         alpha = scores.new_tensor(self.alpha) if self.refine is None else self.refine(routed).sigmoid()[0]
         kept, size = self._counts(n, rho, alpha, count)
-        tokens = tokens * (1 + n * _through(scores))[:, None]
+        tokens = tokens * (1 + n * through(scores))[:, None]
         order = scores.argsort(descending=True, stable=True)
-        parts = [tokens[order[:kept]] * (1 + _through(alpha))]
+        parts = [tokens[order[:kept]] * (1 + through(alpha))]
         if size > kept:
             rest = torch.cat([order[kept:size], order[size:].sort().values])
-            parts.append(F.adaptive_avg_pool1d(tokens[rest].T, size - kept).T * (1 - _through(alpha)))
+            parts.append(F.adaptive_avg_pool1d(tokens[rest].T, size - kept).T * (1 - through(alpha)))
         roles = torch.zeros_like(scores)
         roles[order[:size]] = 1.0
         roles[order[:kept]] = 2.0
-        return Selection(torch.cat(parts) * (1 + _through(rho)), scores, roles, rho.detach(), alpha.detach())
+        return Selection(torch.cat(parts) * (1 + through(rho)), scores, roles, rho.detach(), alpha.detach())
 
     def _counts(self, n: int, rho: Tensor, alpha: Tensor, count: int | None) -> tuple[int, int]:
         """A and K."""
@@ -84,8 +84,8 @@ class TokenSelection(nn.Module):
         return min(max(round(exact * size), 1), max(1, size - 1)), size
 
 
-def _through(value: Tensor) -> Tensor:
-    """0 with the gradient of `value`."""
+def through(value: Tensor) -> Tensor:
+    """0, exactly, with the gradient of `value`: what multiplies by 1 + through(value) stays as it is, bit by bit."""
     return value - value.detach()
 
 
