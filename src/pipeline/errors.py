@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -57,3 +60,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
     match = get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f"Did you mean {match[0]!r}?" if match else ""
+
+
+def choice(option: str, value: str, known: Mapping[str, T]) -> T:
+    """``known[value]``; raises `InputError` naming the option, with the nearest known value, when there is none."""
+    if value in known:
+        return known[value]
+    expected = "one of " + ", ".join(known)
+    raise InputError(f"unknown value of the model option {option!r}", found=value, expected=expected, remedy=nearest(value, known))

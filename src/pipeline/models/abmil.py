@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from pipeline.cohort.record import Patient
-from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
+from pipeline.errors import choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.attention import GatedAttentionPool
 from pipeline.nn.fusion import BilinearFusion, ConcatFusion

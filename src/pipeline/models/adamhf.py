@@ -12,8 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pipeline.cohort.record import Patient
-from pipeline.errors import InputError
-from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
+from pipeline.errors import InputError, choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.experts import Experts
 from pipeline.nn.low_rank import LowRankFusion

@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pipeline.cohort.record import Patient
-from pipeline.errors import InputError
-from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
+from pipeline.errors import InputError, choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.attention import CrossAttention, masked_softmax
 from pipeline.nn.context_attention import ContextAttention, Tokens, split_heads

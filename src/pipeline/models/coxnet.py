@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pipeline.cohort.record import Labels, Patient
-from pipeline.errors import InputError
-from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
+from pipeline.errors import InputError, choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.concatenation import Concatenation
 from pipeline.nn.cox import fit_elastic_net, fit_ridge

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.cohort.record import Bag, Patient
-from pipeline.errors import InputError
-from pipeline.models.interface import Inputs, Output, SurvivalModel, Target, choice
+from pipeline.errors import InputError, choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel, Target
 from pipeline.models.registry import register
 from pipeline.nn.alignment import contrast, discriminability, singular_emphasis, spectrum, unit
 from pipeline.nn.clam import ClamEncoder, Encoded, clustering_loss

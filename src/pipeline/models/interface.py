@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cohort.record import Labels, Patient
-from pipeline.errors import InputError, nearest
+from pipeline.errors import InputError
 
 T = TypeVar("T")
 
@@ -49,14 +49,6 @@ def _offered(offers: Mapping[str, T], name: str, kind: str, reader: str, remedy:
         return offers[name]
     found = ", ".join(offers) or "none"
     raise InputError(f"{reader} reads {name!r}, {kind}, which the cohort does not offer", found=found, expected=repr(name), remedy=remedy)
-
-
-def choice(option: str, value: str, known: Mapping[str, T]) -> T:
-    """``known[value]``; raises `InputError` naming the option, with the nearest known value, when there is none."""
-    if value in known:
-        return known[value]
-    expected = "one of " + ", ".join(known)
-    raise InputError(f"unknown value of the model option {option!r}", found=value, expected=expected, remedy=nearest(value, known))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cohort.record import Patient
-from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
+from pipeline.errors import choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.attention import CrossAttention, GatedAttentionPool
 from pipeline.nn.fusion import BilinearFusion, ConcatFusion

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from pipeline.cohort.record import Patient
-from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
+from pipeline.errors import choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.snn import ACTIVATIONS, init_self_normalising, snn_layers
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cohort.record import Patient
-from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
+from pipeline.errors import choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.position import PPEG, fill_square
 from pipeline.nn.self_attention import NystromAttention, SelfAttention

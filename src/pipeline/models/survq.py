@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cohort.record import Patient
-from pipeline.errors import InputError
-from pipeline.models.interface import Inputs, Output, SurvivalModel, choice
+from pipeline.errors import InputError, choice
+from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.attention import CrossAttention, masked_mean
 from pipeline.nn.dropout import Dropout

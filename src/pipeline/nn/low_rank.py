@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.interface import choice
+from pipeline.errors import choice
 
 
 class LowRankFusion(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from pipeline.models.interface import choice
+from pipeline.errors import choice
 from pipeline.nn.dropout import alpha_dropout
 from pipeline.nn.snn import snn_block
 

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from pipeline.errors import InputError
-from pipeline.models.interface import choice
+from pipeline.errors import InputError, choice
 from pipeline.nn.experts import Experts, top_k
 from pipeline.nn.token_selection import through
 

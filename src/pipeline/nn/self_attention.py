@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from pipeline.models.interface import choice
+from pipeline.errors import choice
 
 
 class SelfAttention(nn.Module):
