@@ -62,15 +62,19 @@ def test_without_slides_the_methods_know_what_genes_tell_and_not_more(demo):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_variant_trains_an_epoch_of_a_fold(demo, tmp_path, monkeypatch, name):
-    """In this process, where the workflow would start one for each: what the cohort lacks a modality for says so, all others predict."""
+    """In this process, where the workflow would start one for each, on a third of the patients; who needs what the cohort lacks says so."""
     monkeypatch.chdir(demo)
     models = [f"{name}+{variant}" for variant in model_variants(name)]
     study = {**studies.load_study(validate(read_yaml(ROOT / "config.yaml"), "config", "x"), "demo"), "models": models}
     study["training"] = {"epochs": 1}
+    study["options"] = {model: {"width": 256} for model in ("hdmoe+token_128", "hdmoe+token_256", "hdmoe+code")}  # the demo's is 64
     lacking = studies.not_run(study)
     assert all("tma" in reason or "mri" in reason for reason in lacking.values())
     files = {"patients": "cohort/patients.tsv", "splits": "cohort/splits.tsv", "matrix": "omics/omics.h5", "groups": "omics/groups.tsv"}
     files = {key: demo / "results/demo" / file for key, file in files.items()} | {"bags": {}}
+    splits = pd.read_csv(files["splits"], sep="\t").query("fold == 0").iloc[::3]
+    splits.to_csv(tmp_path / "splits.tsv", sep="\t", index=False)
+    files["splits"] = tmp_path / "splits.tsv"
     files["manifest"] = demo / "results/demo/slides/manifest-stain_texture.tsv"
     for model in [model for model in models if model not in lacking]:
         folder = tmp_path / model
@@ -79,7 +83,7 @@ def test_every_variant_trains_an_epoch_of_a_fold(demo, tmp_path, monkeypatch, na
         train_fold(settings=studies.fold_settings(study, model), fold=0, files=files, outputs=outputs, code="test")
         facts, predictions = read_yaml(outputs["model"]), pd.read_csv(outputs["predictions"], sep="\t")
         assert facts["failure"] is None, model
-        assert len(predictions) > 10, model
+        assert len(predictions) >= 3, model
         assert np.isfinite(predictions["risk"]).all(), model
 
 
@@ -107,6 +111,7 @@ def test_a_second_run_does_nothing_and_one_parameter_reruns_only_what_uses_it(de
     assert dict(re.findall(r"^(\w+) +(\d+)$", text, flags=re.MULTILINE)).keys() == {
         "evaluate",
         "compare",
+        "scenarios",
         "summary",
         "report_page",
         "total",
