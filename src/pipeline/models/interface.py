@@ -145,7 +145,7 @@ class SurvivalModel(nn.Module):
 
     def watched(self, output: Output, target: Target) -> Tensor:
         """What a stage that is not the last has to lower, a scalar: it chooses that stage's epoch on the inner split, in eval mode."""
-        raise NotImplementedError(f"{type(self).__name__} has one stage")
+        raise TypeError(f"{type(self).__name__} has stages {', '.join(self.stages)} and must say what each lowers: override `watched`")
 
     def prepare(self, training: Iterable[tuple[Patient, Labels]]) -> None:
         """Hook called once before the first epoch with the training fold's batches and their labels: prototypes, clusters, earlier stages.

@@ -246,3 +246,8 @@ def test_the_habit_of_the_best_test_epoch_chooses_none_in_a_stage_that_predicts_
         Trainer(TwoStages(), data, protocol, seed=3).fit(train, None, test, tmp_path / f"{selection}.pt", "key")
     _, after_last, _, after_habit = entered
     assert all(torch.equal(after_last[key], after_habit[key]) for key in after_last)
+
+
+def test_a_model_with_stages_that_does_not_say_what_they_lower_is_told_so():
+    with pytest.raises(TypeError, match="TwoStages has stages projection, head and must say what each lowers: override `watched`"):
+        SurvivalModel.watched(TwoStages(), None, None)
