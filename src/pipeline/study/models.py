@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pipeline.config import ROOT, read_yaml
@@ -21,17 +22,23 @@ def modalities(study: Mapping[str, Any]) -> list[str]:
 def model_file(study: Mapping[str, Any], model: str, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What ``config/models/<name>.yaml`` says, and what it says of the variant (nothing without one); `key` names `model` in the study."""
     name, _, variant = model.partition("+")
-    known = sorted(p.stem for p in (ROOT / "models").glob("*.yaml"))
-    if name not in known:
+    if not (ROOT / "models" / f"{name}.yaml").is_file():
+        known = sorted(p.stem for p in (ROOT / "models").glob("*.yaml"))
         raise InputError(
             f"unknown model {name!r} under {key}", file=study["file"], expected="one of " + ", ".join(known), remedy=nearest(name, known)
         )
-    settings = read_yaml(ROOT / "models" / f"{name}.yaml")
+    settings = _written(name)
     variants = settings.get("variants") or {}
     if variant and variant not in variants:
         expected = "one of " + ", ".join(variants)
         raise InputError(f"unknown variant {model!r} under {key}", file=study["file"], expected=expected, remedy=nearest(variant, variants))
     return settings, variants.get(variant) or {}
+
+
+@cache
+def _written(name: str) -> dict[str, Any]:
+    """The model's file, read once a process: a workflow of thousands of jobs asks for it at each. Not to be changed."""
+    return read_yaml(ROOT / "models" / f"{name}.yaml")
 
 
 def model_needs(study: Mapping[str, Any], model: str) -> list[str]:

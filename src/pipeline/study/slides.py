@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ def patch_reading(study: Mapping[str, Any]) -> dict[str, Any]:
     return {"method": slides["reading"], "check": slides["check_levels"], **kept}
 
 
+@cache
+def _shipped_encoders() -> tuple[str, ...]:
+    """The names in ``config/encoders.yaml``, read once a process: every chunk of slides asks for them."""
+    return tuple(read_yaml(ROOT / "encoders.yaml"))
+
+
 def check_encoder(study: Mapping[str, Any], encoder: str) -> str:
     """`encoder` itself; raises `InputError` for one that neither ``config/encoders.yaml`` nor `encoders` knows.
 
@@ -81,7 +88,7 @@ def check_encoder(study: Mapping[str, Any], encoder: str) -> str:
     """
     if study["slides"]["features"]:
         return encoder
-    known = [*read_yaml(ROOT / "encoders.yaml"), *study["encoders"]]
+    known = [*_shipped_encoders(), *study["encoders"]]
     if encoder not in known:
         expected = "one of " + ", ".join(known)
         raise InputError("unknown encoder", file=study["file"], found=encoder, expected=expected, remedy=nearest(encoder, known))
