@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.stopping import end_on_sigterm
 
 
 @contextmanager
 def logged(path: str | Path) -> Iterator[None]:
-    """Send log records to `path` and to stderr; an `InputError` is logged and ends the process with status 1."""
+    """Send log records to `path` and to stderr; an `InputError` is logged and ends the process with status 1, SIGTERM with 143."""
+    end_on_sigterm()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handlers = [logging.FileHandler(path, mode="w", encoding="utf-8"), logging.StreamHandler(sys.stderr)]
     line = "%(asctime)s %(levelname)s %(message)s"

@@ -20,6 +20,7 @@ from pipeline.evaluation.concordance import harrell
 from pipeline.models.interface import SurvivalModel, Target
 from pipeline.nn.hazards import risk_score
 from pipeline.seeds import seed_from
+from pipeline.stopping import STATUS, deferred
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.losses import cox_partial, discrete_nll, l1_penalty
 from pipeline.training.protocol import Protocol
@@ -31,6 +32,10 @@ class NonFiniteLossError(InputError):
     """Training diverged; the fold is listed as failed."""
 
 
+class StopAskedError(Exception):
+    """SIGTERM has come, and a step has ended."""
+
+
 class Trainer:
     """One model, one fold. `fit` trains; `predict` gives the logits of any patients."""
 
@@ -39,6 +44,7 @@ class Trainer:
         self.model, self.data, self.protocol, self.seed = model.to(self.device), data, protocol, seed
         self.optimizer = protocol.make_optimizer(model) if protocol.epochs else None  # without epochs the model fits itself
         self.stage = 0
+        self.stop_asked: Callable[[], bool] = lambda: False
         self.amp = protocol.amp and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def fit(self, train: Labels, inner: Labels | None, test: Labels, checkpoint: Path, key: str) -> list[dict[str, float]]:
@@ -50,30 +56,47 @@ class Trainer:
         """
         history: list[dict[str, float]] = []
         best: dict[str, Any] = {}
+        begun: dict[str, Any] = {}  # how far the epoch is at which SIGTERM came
         state = load_checkpoint(checkpoint, key)
         if state:
             self._restore(state)
-            history, best = state["history"], state["best"]
-            log.info("resumed after epoch %d", len(history))
+            history, best, begun = state["history"], state["best"], state["begun"]
+            log.info("resumed after epoch %d%s", len(history), f" and step {begun['step']} of the next" if begun else "")
         else:
             torch.manual_seed(seed_from(self.seed, "prepare"))
             self.model.prepare(self._batches(train))
             if not self.protocol.epochs:  # the model has fitted itself
                 history.append({"epoch": 0} | self._score(inner, "inner") | self._score(test, "test"))
+
+        def keep() -> None:
+            save_checkpoint(checkpoint, {**self._state(), "history": history, "best": best, "begun": begun, "stage": self.stage}, key)
+
+        def stop() -> None:
+            keep()
+            log.info("told to stop after epoch %d and %d steps of the next: the state is kept", len(history), begun.get("step", 0))
+            sys.exit(STATUS)
+
         saved = time.monotonic()
         bar = progress(self.protocol.epochs * len(self.model.stages), len(history))
-        for stage in range(history[-1]["stage"] if state else 0, len(self.model.stages)):
+        for stage in range(state["stage"] if state else 0, len(self.model.stages)):
             self._enter(stage)
             past = [row for row in history if row.get("stage") == stage]
             while len(past) < self.protocol.epochs and not self._stopped(past, best):
-                row = {"epoch": len(history) + 1, "stage": stage, "train_loss": self._epoch(len(history), past, train)}
-                row |= self._score(inner, "inner") | self._score(test, "test")
+                try:
+                    with deferred() as self.stop_asked:
+                        row = {"epoch": len(history) + 1, "stage": stage, "train_loss": self._epoch(len(history), past, train, begun)}
+                        row |= self._score(inner, "inner") | self._score(test, "test")
+                except StopAskedError:
+                    stop()
+                begun = {}
                 history.append(row)
                 past.append(row)
                 best = self._better(row, best)
                 bar(row)
+                if self.stop_asked():  # it came after the last step
+                    stop()
                 if time.monotonic() - saved >= self.protocol.checkpoint_seconds and len(past) < self.protocol.epochs:
-                    save_checkpoint(checkpoint, {**self._state(), "history": history, "best": best}, key)
+                    keep()
                     saved = time.monotonic()
             if best:
                 self.model.load_state_dict(best["weights"])
@@ -94,6 +117,8 @@ class Trainer:
         self.model.eval()
         torch.manual_seed(seed_from(self.seed, "predict"))
         for run in self._passes(patients, limit):
+            if self.stop_asked():
+                raise StopAskedError
             yield self._forward(self.data.batch(run, limit).to(self.device)), len(run)
 
     # --- one epoch ---
@@ -102,8 +127,11 @@ class Trainer:
         self.stage = stage
         self.model.enter(self.model.stages[stage])
 
-    def _epoch(self, epoch: int, past: Sequence[dict[str, float]], train: Labels) -> float:
-        """One pass over the drawn patients; the mean loss a patient. `past`: the history of the stage."""
+    def _epoch(self, epoch: int, past: Sequence[dict[str, float]], train: Labels, begun: dict[str, Any]) -> float:
+        """One pass over the drawn patients; the mean loss a patient. `past`: the history of the stage.
+
+        `begun` says how far the epoch is, and is taken up: the steps done, their loss and, where it was left, the random states.
+        """
         p, steps = self.protocol, -(-len(train.patients) // self.protocol.batch_size)
         watched = [row.get("inner_loss", row["train_loss"]) for row in past]
         seed = seed_from(self.seed, "epoch", epoch)
@@ -111,8 +139,13 @@ class Trainer:
         torch.manual_seed(seed)
         self.model.train()
         drawn = train.take(p.draw(train.y, train.event, rng))
-        total = 0.0
-        for step in range(steps):
+        total = begun.get("total", 0.0)
+        if "random" in begun:
+            _restore_random(begun["random"], rng)
+        for step in range(begun.setdefault("step", 0), steps):
+            if self.stop_asked():
+                begun["random"] = _random(rng)
+                raise StopAskedError
             rows = np.arange(step * p.batch_size, min((step + 1) * p.batch_size, len(drawn.patients)))
             carried = p.carry_remainder and len(rows) < p.batch_size
             total += self._accumulate(drawn.take(rows), p.batch_size if p.carry_remainder else len(rows), rng)
@@ -121,6 +154,7 @@ class Trainer:
                     group["lr"] = p.learning_rate(len(past), step, steps, watched)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
+            begun |= {"step": step + 1, "total": total}
         if not np.isfinite(total):
             raise NonFiniteLossError(
                 f"the loss became {total} in epoch {epoch + 1}", remedy="Lower training.lr or look for extreme input values."
@@ -233,6 +267,19 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(self.device)
+
+
+def _random(rng: np.random.Generator) -> dict[str, Any]:
+    """The states of all generators that a step draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"numpy": rng.bit_generator.state, "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore_random(states: dict[str, Any], rng: np.random.Generator) -> None:
+    rng.bit_generator.state = states["numpy"]
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def progress(epochs: int, done: int) -> Callable[[dict[str, float]], None]:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from pipeline.slides.stages.manifests import gather_manifests, gather_quality
 from pipeline.slides.stages.patches import patches_chunk
 from pipeline.slides.stages.tissue import tissue_chunk
 from pipeline.slides.tissue import TissueSettings
+from pipeline.stopping import end_on_sigterm
 from pipeline.tables import read_table
 
 ENCODER = "stain_texture"
@@ -238,6 +241,34 @@ def test_a_killed_slide_goes_on_where_it_was_left(laid, monkeypatch):
     assert laid.encode(keep_seconds=0.0)["status"].tolist() == ["ok", "ok"]
     assert described.read_text().split() == ["32", "6", "6", "6"]
     assert (laid.features / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
+    assert not list(laid.features.glob(".*"))
+
+
+def test_a_job_told_to_stop_keeps_the_batches_it_has(laid, monkeypatch):
+    """As a scheduler does: SIGTERM to the job alone, long before anything would be kept by the clock."""
+    laid.encode()
+    whole = (laid.features / "a.h5").read_bytes()
+    (laid.features / "a.h5").unlink()
+    described, describe = laid.root / "described", stain_texture.describe
+
+    def slowly(patches):
+        with described.open("a") as log:
+            log.write(f"{len(patches)}\n")
+        time.sleep(0.5)
+        return describe(patches)
+
+    monkeypatch.setattr(stain_texture, "describe", slowly)
+    job = multiprocessing.get_context("fork").Process(target=lambda: (end_on_sigterm(), laid.encode(keep_seconds=1e9)))
+    job.start()
+    while not described.exists():
+        time.sleep(0.01)
+    os.kill(job.pid, signal.SIGTERM)
+    job.join(20)
+    assert job.exitcode == 143
+    assert (laid.features / ".a.partial.h5").exists()
+    assert laid.encode()["status"].tolist() == ["ok", "ok"]
+    assert described.read_text().split().count("32") == 1  # the first batch was not described again
+    assert (laid.features / "a.h5").read_bytes() == whole
     assert not list(laid.features.glob(".*"))
 
 

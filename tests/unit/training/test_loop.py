@@ -1,5 +1,7 @@
 """The loop on a small made cohort: what it learns, what it must not learn, and that a kill changes nothing."""
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +96,35 @@ def test_a_killed_run_resumes_to_the_same_bits(cohort, tmp_path, monkeypatch, pr
         resumed, resumed_history, _ = run(cohort, tmp_path / "cut.pt", protocol)
     assert seen[0] == after
     assert resumed_history == history
+    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL, replace(PROTOCOL, batch_size=32, carry_remainder=True, checkpoint_seconds=1e9)])
+@pytest.mark.parametrize("calls", [[1], [4], [7, 3, 4], [31], [36]])  # 36: while the last epoch but five is scored
+def test_sigterm_is_obeyed_at_the_next_step_and_loses_nothing(cohort, tmp_path, monkeypatch, protocol, calls):
+    """`calls`: at which pass through the model the signal comes, run after run; nothing else is kept under the second protocol."""
+    whole, history, _ = run(cohort, tmp_path / "whole.pt", protocol)
+    forward, before = Trainer._forward, signal.getsignal(signal.SIGTERM)
+    passes = 0
+
+    def warned(self, record):
+        nonlocal passes
+        passes += 1
+        if passes == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_forward", warned)
+        for call in calls:
+            passes = 0
+            with pytest.raises(SystemExit, match="143"):
+                run(cohort, tmp_path / "cut.pt", protocol)
+            assert passes <= call + 1  # the step is ended, and no other begun
+    resumed, resumed_history, _ = run(cohort, tmp_path / "cut.pt", protocol)
+    assert resumed_history == history
+    assert signal.getsignal(signal.SIGTERM) is before
     for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from pipeline.slides.provenance import fingerprint, settings_digest
 from pipeline.slides.reading import PatchSource, Reading
 from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
 from pipeline.slides.stages.supervision import StopChunkError, alive, is_retry
+from pipeline.stopping import STATUS, deferred
 from pipeline.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -180,18 +182,24 @@ class _Stage:
 
         start = kept = time.monotonic()
         before = progress.patches
+        encoder = self._encoder  # loading it is not put off
         try:
-            for features in self._encoder.encode_all(pixels()):
-                batch = arrived.pop(0)
-                with np.errstate(over="ignore"):  # an overflow becomes inf, which write_features refuses
-                    progress.features.append(features[batch.readable].astype(np.float16))
-                progress.readable.append(batch.readable)
-                progress.faults += [batch.faults[i] for i in sorted(batch.faults)]
-                alive()
-                if time.monotonic() - kept > self._reading.keep_seconds:
-                    kept = time.monotonic()
-                    write_progress(place.progress, progress, place.origin)
-                    _say_how_far(place, progress.patches, (progress.patches - before) / (kept - start))
+            with deferred() as stop_asked:
+                for features in encoder.encode_all(pixels()):
+                    batch = arrived.pop(0)
+                    with np.errstate(over="ignore"):  # an overflow becomes inf, which write_features refuses
+                        progress.features.append(features[batch.readable].astype(np.float16))
+                    progress.readable.append(batch.readable)
+                    progress.faults += [batch.faults[i] for i in sorted(batch.faults)]
+                    alive()
+                    if stop_asked():
+                        write_progress(place.progress, progress, place.origin)
+                        log.info("slide %s: told to stop after %d patches, which are kept", place.slide_id, progress.patches)
+                        sys.exit(STATUS)
+                    if time.monotonic() - kept > self._reading.keep_seconds:
+                        kept = time.monotonic()
+                        write_progress(place.progress, progress, place.origin)
+                        _say_how_far(place, progress.patches, (progress.patches - before) / (kept - start))
         except (RuntimeError, MemoryError) as error:  # of the device: it would meet every slide
             raise StopChunkError from error
 

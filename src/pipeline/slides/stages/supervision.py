@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 
 from pipeline.errors import InputError
 from pipeline.slides.opening import UnreadableRegionError
+from pipeline.stopping import GRACE
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,10 @@ def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterat
         except EOFError:
             child.join()
             end = _end(child.exitcode)
+        except SystemExit:  # the job is told to stop: the child keeps what it has done of its slide
+            child.terminate()
+            child.join(GRACE)
+            raise
         finally:
             child.kill()
             child.join()
