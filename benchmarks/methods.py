@@ -59,14 +59,14 @@ def predict(model: SurvivalModel, patient: Any) -> None:
 
 
 class Step:
-    """One optimiser step on a patient who died in the second time bin."""
+    """One optimiser step on a patient who died in the first time bin."""
 
     def __init__(self, model: SurvivalModel, name: str) -> None:
         self.protocol = Protocol.of(load_model_config(name)["training"])
         self.optimizer = self.protocol.make_optimizer(model)
 
     def __call__(self, model: SurvivalModel, patient: Any) -> None:
-        y, event = torch.ones(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
+        y, event = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
         target = Target(y, event, lambda logits: discrete_nll(logits, y, event, self.protocol.alpha))
         output = model.train()(patient)
         loss = target.loss(output.logits).mean()

@@ -1,10 +1,13 @@
 """What would run, and what a wrong configuration is answered with: nothing is computed here."""
 
+import os
 import re
+import subprocess
 
 import pytest
 
 from tests.workflow.conftest import run
+from tests.workflow.large import CHUNKS, FOLDS, MODELS, finish, lay_out, snakemake
 
 
 def jobs(text: str) -> dict[str, int]:
@@ -52,3 +55,34 @@ def test_slides_without_follow_up_say_what_to_ask_for(tmp_path):
     text = run(tmp_path, "-n", "--", "results/tcga_frozen/summary.tsv", fails=True)
     assert "the cohort has no follow-up" in text
     assert "results/tcga_frozen/slides/manifest-stain_texture.tsv" in text
+
+
+def test_ten_thousand_slides_and_forty_models_are_hundreds_of_jobs(tmp_path):
+    """How fast that is decided, and in how much memory: benchmarks/large_cohort.py."""
+    lay_out(tmp_path)
+    slides = {"list_slides": 1, "tissue": CHUNKS, "patches": CHUNKS, "features": CHUNKS, "slide_manifest": 1}
+    tables = {"omics_matrix": 1, "gene_groups": 1, "patients": 1, "splits": 1}
+    models = {"train_fold": MODELS * FOLDS, "evaluate": MODELS, "summary": 1}
+    assert decided(tmp_path) == {**slides, **tables, **models, "total": 7 + 3 * CHUNKS + MODELS * (FOLDS + 1)}
+
+
+@pytest.mark.slow
+def test_of_a_finished_large_cohort_nothing_is_to_be_done_and_a_new_slide_asks_for_its_chunk_alone(tmp_path):
+    lay_out(tmp_path)
+    finish(tmp_path)
+    assert decided(tmp_path) == {}
+    os.utime(tmp_path / "results/large/slides/tissue/chunk7.tsv")
+    found = decided(tmp_path)
+    assert found.items() >= {"patches": 1, "features": 1, "train_fold": MODELS * FOLDS}.items()
+    assert "tissue" not in found
+
+
+def decided(folder) -> dict[str, int]:
+    """The jobs of a dry run of the large cohort; none when Snakemake says that nothing is to be done."""
+    line, environment = snakemake(folder, "-n", "--quiet", "rules")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-3000:]
+    found = jobs(text)
+    assert found or "Nothing to be done" in text
+    return found

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from pipeline import config as configuration
 from pipeline import study as studies
 from pipeline.doctor.cohort import Cohort
 from pipeline.doctor.findings import FAIL, OK, WARN, Check, Finding, examine
 from pipeline.doctor.machine import machine_checks
+from pipeline.doctor.options import key_values, read_settings
 from pipeline.doctor.slides import FACTS
 from pipeline.doctor.weights import Weights
 from pipeline.errors import nearest
@@ -35,17 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     settings: dict[str, Any] = {}
     command_line: dict[str, Any] = {}
 
-    def read_settings() -> Iterable[Finding]:
+    def valid_settings() -> Iterable[Finding]:
         nonlocal settings, command_line
-        file = configuration.ROOT / "config.yaml"
-        command_line = configuration.validate(options.config, "config", "--config", fill=False)
-        settings = configuration.validate(configuration.merge(configuration.read_yaml(file), options.config), "config", file)
-        yield Finding(OK, "settings", f"{file} is valid")
+        settings, command_line = read_settings(options.config)
+        yield Finding(OK, "settings", f"{configuration.ROOT / 'config.yaml'} is valid")
 
     def weights() -> Iterable[Finding]:
         yield from Weights(encoder_spec(options.encoder, settings.get("encoders"))).check()
 
-    checks = [("settings", read_settings)] + [("encoder", weights)] * bool(options.encoder and not options.cohort)
+    checks = [("settings", valid_settings)] + [("encoder", weights)] * bool(options.encoder and not options.cohort)
     statuses += _told("configuration", checks)
     probed = []
     for name in options.cohort if settings else []:
@@ -80,7 +78,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tsv", type=Path, metavar="FILE", help="write one row a slide that was opened")
     options = parser.parse_args(arguments)
     try:
-        options.config = dict(_pair(text) for text in options.config)
+        options.config = key_values(options.config)
         options.slides = None if options.slides == "all" else _positive(options.slides)
     except ValueError as error:
         parser.error(str(error))
@@ -89,16 +87,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         if name not in known:
             parser.error(f"unknown cohort {name!r}; known are {', '.join(known)}. {nearest(name, known)}".strip())
     return options
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--config {text}: expected KEY=VALUE")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {text}: {' '.join(str(error).split())}") from error
 
 
 def _positive(text: str) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding, gigabytes
+from pipeline.amounts import duration, gigabytes, slide_files
+from pipeline.doctor.findings import FAIL, OK, WARN, Finding
 from pipeline.doctor.machine import cores, existing
 from pipeline.doctor.slides import lay, sample
 from pipeline.doctor.weights import Weights
@@ -22,8 +23,6 @@ from pipeline.slides.reading import PatchSource
 READ = 64  # patches of each timed slide
 TIMED_SLIDES = 3
 TIMED_BATCH = {"cpu": 8, "cuda": 64}
-COORDS_BYTES = 2 * 8  # two int32 in the file of coordinates, two in that of features
-SLIDE_BYTES = 2_000_000  # contours, overlay and what HDF5 adds (our choice)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def estimate(probed: pd.DataFrame, listed: int, rates: Rates, settings: Mapping[
         return
     yield Finding(OK, "patches", f"about {patches:,.0f}; {good.min():,.0f}–{good.max():,.0f} a slide, median {good.median():,.0f}")
     yield from _hours(patches, probed["seconds"].mean() * listed, rates, settings)
-    needed = patches * (2 * width + COORDS_BYTES) + listed * SLIDE_BYTES
+    needed = slide_files(patches, listed, width)
     free = shutil.disk_usage(existing(results)).free
     text = f"about {gigabytes(needed)} for {width} features a patch; {gigabytes(free)} free"
     status = FAIL if needed > free else WARN if needed > free / 2 else OK
@@ -100,12 +99,5 @@ def _hours(patches: float, tissue_seconds: float, rates: Rates, settings: Mappin
     each = max(encode, read) if rates.on_gpu else (encode + read) / jobs  # a GPU encodes while the CPU reads
     where = f"on the GPU, {readers} readers" if rates.on_gpu else f"with {jobs} jobs of {threads} threads"
     total = patches * each + tissue_seconds / min(settings["chunks"], cores())
-    text = f"about {_duration(total)} {where} ({reading}, encoder {rates.encoding:,.1f} patches/s)"
+    text = f"about {duration(total)} {where} ({reading}, encoder {rates.encoding:,.1f} patches/s)"
     yield Finding(OK, "time", text)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size or (unit == "min" and seconds >= size):
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.0f} s"

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.doctor.findings import FAIL, OK, WARN, Check, Finding, gigabytes
+from pipeline.amounts import gigabytes
+from pipeline.doctor.findings import FAIL, OK, WARN, Check, Finding
 from pipeline.files import write_text
 
 PROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"

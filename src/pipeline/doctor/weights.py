@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding, gigabytes
+from pipeline.amounts import gigabytes
+from pipeline.doctor.findings import FAIL, OK, WARN, Finding
 from pipeline.errors import InputError
 from pipeline.slides.encoders.network import HANDCRAFTED, Encoder, EncoderSettings, load_encoder
 from pipeline.slides.encoders.table import EncoderSpec

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,3 +135,19 @@ def bag_sources(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         name: {**bag, **{key: data_path(study, bag[key]) for key in ("file", "manifest") if bag.get(key)}}
         for name, bag in study["bags"].items()
     }
+
+
+def mri_listing(source: Mapping[str, Any]) -> str:
+    """A digest of the names, sizes and times of the files in a table of MRI, so that new or replaced ones make the bags stale.
+
+    It does without pandas, which Snakemake's own environment may lack; what is wrong in the table is told by the job that reads it.
+    """
+    table = Path(source["manifest"])
+    if not table.is_file():
+        return ""
+    opened = gzip.open if table.suffix == ".gz" else open
+    with opened(table, "rt", encoding="utf-8-sig", errors="replace", newline="") as handle:
+        rows = csv.DictReader(handle, delimiter="," if ".csv" in table.suffixes else "\t")
+        files = sorted({table.parent / row[column] for row in rows for column in ("image", "mask") if row.get(column)})
+    lines = [f"{path}\t{path.stat().st_size}\t{path.stat().st_mtime_ns}" if path.is_file() else f"{path}\tabsent" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -17,15 +17,18 @@ def cohort_names() -> list[str]:
     return sorted(p.stem for p in (ROOT / "cohorts").glob("*.yaml") if p.stem != "template" and not p.stem.startswith("_"))
 
 
-def load_study(config: Mapping[str, Any], cohort: str, command_line: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_study(
+    config: Mapping[str, Any], cohort: str, command_line: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> dict[str, Any]:
     """The settings of one cohort's study: `config` (validated ``config.yaml``) overlaid by ``config/cohorts/<cohort>.yaml``.
 
     Blocks named in `SHARED` are merged key by key, so a cohort states only what differs; what `command_line` states of them
     beats both, and `models` of the configuration replaces those of the cohort. Paths stay as written: see `data_path`.
+    folder: where the cohort's file is, and those that it extends, if not in ``config/cohorts``.
     Raises `InputError` for an unknown cohort (with the nearest name), an invalid file, and what its schema cannot tell: names of
     modalities that clash, options of a model that does not exist.
     """
-    file = ROOT / "cohorts" / f"{cohort}.yaml"
+    file = (folder or ROOT / "cohorts") / f"{cohort}.yaml"
     if not file.is_file():
         known = cohort_names()
         raise InputError(f"unknown cohort {cohort!r}", file=file, expected="one of " + ", ".join(known), remedy=nearest(cohort, known))
