@@ -1,4 +1,27 @@
-"""One self-contained page a cohort."""
+"""What the cohort's run has cost, and one self-contained page."""
+
+
+# The benchmark files are read from their folder: Snakemake takes no benchmark of a job as an input of another. The inputs below are the
+# last files that measured jobs make, so all of these have ended.
+rule resources:
+    input:
+        summary="results/{cohort}/summary.tsv",
+        comparison="results/{cohort}/comparison.tsv",
+        scenarios=scenario_table,
+    output:
+        "results/{cohort}/resources.tsv",
+    log:
+        "results/{cohort}/logs/resources.log",
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_version("pipeline.report.resources"),
+    script:
+        "../scripts/resources.py"
 
 
 rule report_page:
@@ -17,6 +40,7 @@ rule report_page:
         scenarios=scenario_table,
         manifest=manifest,
         quality=quality,
+        resources="results/{cohort}/resources.tsv",
     output:
         page=report(
             "results/{cohort}/report.html",

@@ -37,6 +37,7 @@ with logged(snakemake.log[0]):
         scenarios=next(iter(given("scenarios")), None),
         manifests=given("manifest"),
         quality=next(iter(given("quality")), None),
+        resources=next(iter(given("resources")), None),
         overlays=sorted((results / "slides" / "tissue").glob("*.png")) if given("manifest") else [],
         provenance={
             "slide2surv": __version__,

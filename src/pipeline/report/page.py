@@ -20,6 +20,7 @@ from pipeline.report.comparison import draw_matrix, pair_rows, read_comparison
 from pipeline.report.figures import draw_forest, draw_kaplan_meier, draw_training
 from pipeline.report.findings import failed_folds, findings
 from pipeline.report.ranks import draw_ranks, rank_note, read_ranks
+from pipeline.report.resources import resource_section
 from pipeline.report.scenarios import draw_drops, draw_losses, probabilities, read_scenarios, scenario_groups
 from pipeline.report.slides import gallery, read_manifests, slide_section
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MEASURES = {"survival": "C-index", "binary": "AUC"}
 MATRIX_FROM = 5  # fewer models have so few pairs that the table says it all
+LONG_TABLE = 40  # rows of a table that opens by a click
 OPEN_CARDS = 8  # in a larger study every model's section opens by a click
 
 
@@ -54,6 +56,7 @@ def write_report(
     calibration: Mapping[str, Path] | None = None,
     omics_tables: Path | None = None,
     scenarios: Path | None = None,
+    resources: Path | None = None,
 ) -> None:
     """Write the page to `output` and its figures as SVG to the folder `figures`.
 
@@ -66,7 +69,7 @@ def write_report(
     kind: of the endpoint, ``survival`` or ``binary``: the C-index of a binary label is its AUC and is called so.
     reference: the clinical model that the others are held against. comparison, ranks: ``comparison.tsv`` and ``ranks.tsv``.
     calibration: model → its ``calibration.tsv``. omics_tables: ``omics/tables.tsv``. scenarios: ``scenarios.tsv``,
-    None where the study takes no modality away.
+    None where the study takes no modality away. resources: ``resources.tsv``.
     Raises `InputError` when a file is unusable.
     """
     table = read_summary(summary).sort_values("c_index", ascending=False, kind="stable", ignore_index=True)
@@ -99,6 +102,8 @@ def write_report(
         "slides": slide_section(slides, quality),
         "gallery": gallery(overlays, slides),
         "overlays": len(overlays),
+        "resources": resource_section(resources),
+        "long": LONG_TABLE,
         "provenance": list(_flatten(provenance or {})),
     }
     write_text(output, _template().render(context))
