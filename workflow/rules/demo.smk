@@ -18,7 +18,7 @@ rule demo_tables:
     benchmark:
         "results/demo/benchmarks/demo_tables.tsv"
     conda:
-        "../../envs/slides.yaml"
+        "../../envs/analysis.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -40,7 +40,7 @@ rule demo_slides:
     benchmark:
         "results/demo/benchmarks/demo_slides_{chunk}.tsv"
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=1500,

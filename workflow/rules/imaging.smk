@@ -14,14 +14,14 @@ rule mri_features:
     benchmark:
         "results/{cohort}/benchmarks/mri_features_{modality}.tsv"
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: lambda w: bag_source(w).get("threads", 1)
     resources:
         mem_mb=6000,
         runtime=720,
         gpu=mri_gpus,
     params:
-        files=mri_files,
+        files=lambda w: studies.mri_listing(bag_source(w)),
         patient_id=lambda w: bag_source(w)["patient_id"],
         settings=of_bag("margin_mm", "max_slices", "slice_axis", "labels", "rows", "shape", "sequences"),
         encoder=of_bag("encoder"),
@@ -40,7 +40,7 @@ rule bags:
     log:
         "results/{cohort}/logs/bags_{modality}.log",
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=4000,

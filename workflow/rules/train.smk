@@ -29,7 +29,7 @@ rule train_fold:
     benchmark:
         "results/{cohort}/benchmarks/train_{model}_{fold}.tsv"
     conda:
-        "../../envs/train.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=8000,
@@ -75,7 +75,7 @@ rule predict_scenarios:
     benchmark:
         "results/{cohort}/benchmarks/predict_scenarios_{model}.tsv"
     conda:
-        "../../envs/train.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=8000,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +56,3 @@ def read_cases(file: str | Path, *, patient_id: str = "patient_id", sequences: S
         raise InputError("names no sequence", file=file, expected="at least one row")
     names = tuple(sequences) if sequences is not None else tuple(sorted({name for found in patients.values() for name in found}))
     return Cases({patient: dict(sorted(patients[patient].items())) for patient in sorted(patients)}, names)
-
-
-def files_digest(file: str | Path, patient_id: str = "patient_id") -> str:
-    """16 hex digits over names, sizes and times of all that the table names, so that new or replaced files make the bags stale."""
-    cases = read_cases(file, patient_id=patient_id)
-    files = {path for found in cases.patients.values() for pair in found.values() for path in (pair.image, pair.mask)}
-    lines = [f"{path}\t{path.stat().st_size}\t{path.stat().st_mtime_ns}" if path.is_file() else f"{path}\tabsent" for path in sorted(files)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

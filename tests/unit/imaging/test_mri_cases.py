@@ -13,9 +13,10 @@ from pipeline.cohort.bags import read_bags, read_rows
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.imaging.cases import gather_cases, mri_features
-from pipeline.imaging.manifest import files_digest, read_cases
+from pipeline.imaging.manifest import read_cases
 from pipeline.imaging.mri import MriSettings, read_tumour
 from pipeline.imaging.nifti import read_volume
+from pipeline.study import mri_listing
 
 CPU = {"device": "cpu", "batch_size": 4, "threads": 1}
 SHAPE = (16, 16, 6)
@@ -265,13 +266,13 @@ def test_a_bad_table_stops_with_row_and_column(tmp_path, text, message):
 
 
 def test_a_replaced_file_changes_the_digest_of_the_listing(cohort):
-    first = files_digest(cohort, "case_id")
-    assert files_digest(cohort, "case_id") == first
+    first = mri_listing({"manifest": cohort})
+    assert mri_listing({"manifest": cohort}) == first
     path = cohort.parent / "p1" / "t2.nii.gz"
     path.write_bytes(path.read_bytes() + b"\0")
-    second = files_digest(cohort, "case_id")
+    second = mri_listing({"manifest": cohort})
     path.unlink()
-    assert len({first, second, files_digest(cohort, "case_id")}) == 3
+    assert len({first, second, mri_listing({"manifest": cohort})}) == 3
 
 
 def test_the_encoder_of_the_recipe_gives_1024_numbers_a_slice(cohort, tmp_path):

@@ -1,0 +1,157 @@
+"""The conda environments offer what the rules' scripts import, in the versions of requirements.lock; nothing is installed here."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from rattler import MatchSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+SRC = ROOT / "src"
+FILES = sorted((ROOT / "envs").glob("*.yaml"))
+ANALYSIS, CPU, GPU = (ROOT / "envs" / f"{name}.yaml" for name in ("analysis", "torch-cpu", "torch-gpu"))
+TORCH_ENV = "TORCH_ENV"  # of workflow/rules/common.smk
+NOT_OF_LOCK = {"pytorch-cpu", "pytorch-gpu", "torchvision"}  # conda-forge's PyTorch is behind the index's
+CONDA_NAMES = {  # module → package of conda-forge, where they differ
+    "PIL": "pillow",
+    "cv2": "py-opencv",
+    "matplotlib": "matplotlib-base",
+    "openslide": "openslide-python",
+    "sklearn": "scikit-learn",
+    "sksurv": "scikit-survival",
+    "torch": "pytorch",
+    "yaml": "pyyaml",
+}
+LOCK_NAMES = {"py-opencv": "opencv-python-headless", "openslide": "openslide-bin", "matplotlib-base": "matplotlib"}
+NOT_CALLED = {("pipeline.cohort.bags", "pipeline.cohort.loader")}  # imported inside a function that only training calls
+
+
+def dependencies(file: Path) -> list[str]:
+    return [line for line in yaml.safe_load(file.read_text())["dependencies"] if isinstance(line, str)]
+
+
+def versions(file: Path) -> dict[str, str]:
+    """Package → pinned version."""
+    return dict(line.split("=", 1) for line in dependencies(file))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_is_one_that_conda_can_read(file):
+    document = yaml.safe_load(file.read_text())
+    assert set(document) == {"channels", "dependencies"}
+    assert document["channels"] == ["conda-forge", "nodefaults"]
+    for line in dependencies(file):
+        assert MatchSpec(line).version is not None
+        assert re.fullmatch(r"[a-z0-9_-]+=\d+\.\d+", line), f"{line}: pinned to major.minor"
+    for requirement in (Requirement(line) for part in document["dependencies"] if isinstance(part, dict) for line in part["pip"]):
+        assert requirement.specifier
+        assert requirement.url is None
+
+
+def test_cpu_and_gpu_differ_in_one_package():
+    cpu, gpu = (file.read_text().splitlines()[1:] for file in (CPU, GPU))
+    (pair,) = [lines for lines in zip(cpu, gpu, strict=True) if lines[0] != lines[1]]
+    assert pair[0].replace("-cpu", "-gpu") == pair[1]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_versions_are_those_of_the_lock(file):
+    lines = (line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#"))
+    lock = {name.lower(): version for name, version in (line.split("==") for line in lines)}
+    pinned = versions(file)
+    assert pinned.pop("python") in (ROOT / "requirements.lock").read_text().splitlines()[0]
+    for package, version in pinned.items():
+        if package not in NOT_OF_LOCK:
+            assert lock[LOCK_NAMES.get(package, package)].split(".")[:2] == version.split("."), package
+
+
+def rules() -> Iterator[tuple[str, str, str]]:
+    """(name, environment as written, script) of every rule."""
+    for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        for block in re.split(r"^(?=rule )", file.read_text(), flags=re.MULTILINE)[1:]:
+            name, environment = re.match(r"rule (\w+)", block)[1], re.search(r"conda:\n\s+(.+)\n", block)[1]
+            yield name, environment.strip('"'), re.search(r'"\.\./(scripts/\w+\.py)"', block)[1]
+
+
+def test_every_rule_names_a_file_that_exists():
+    named = {environment for _, environment, _ in rules()}
+    assert named == {"../../envs/analysis.yaml", TORCH_ENV}
+    common = (ROOT / "workflow/rules/common.smk").read_text()
+    assert """TORCH_ENV = f"../../envs/torch-{SETTINGS['torch']}.yaml\"""" in common
+    allowed = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())["properties"]["torch"]["enum"]
+    assert {ANALYSIS, *(ROOT / "envs" / f"torch-{word}.yaml" for word in allowed)} == set(FILES)
+
+
+@cache
+def imported(file: Path) -> frozenset[str]:
+    """All that the file imports, inside functions too, but for what only type checkers see."""
+    found, todo = set(), [ast.parse(file.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        todo += ast.iter_child_nodes(node)
+    return frozenset(found)
+
+
+def source(module: str) -> Path | None:
+    path = SRC / module.replace(".", "/")
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def third_party(scripts: list[Path]) -> set[str]:
+    """Top-level modules, neither ours nor Python's, that the scripts and our modules behind them import."""
+    seen, found = set(), set()
+    todo: list[tuple[str, Path]] = [("", script) for script in scripts]
+    while todo:
+        importer, file = todo.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for module in imported(file):
+            top, parts = module.split(".")[0], module.split(".")
+            if top != "pipeline":
+                found |= {top} - sys.stdlib_module_names
+                continue
+            packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]  # importing a module runs those of its packages
+            todo += [(name, source(name)) for name in packages if source(name) and (importer, name) not in NOT_CALLED]
+    return found
+
+
+def lacking(file: Path, scripts: list[Path]) -> set[str]:
+    offered = {re.sub(r"^pytorch-[cg]pu$", "pytorch", package) for package in versions(file)}
+    return {module for module in third_party(scripts) if CONDA_NAMES.get(module, module) not in offered}
+
+
+def test_the_analysis_environment_offers_what_its_rules_import():
+    scripts = [ROOT / "workflow" / script for _, environment, script in rules() if environment != TORCH_ENV]
+    assert lacking(ANALYSIS, scripts) == set()
+
+
+@pytest.mark.parametrize("file", [CPU, GPU], ids=lambda file: file.stem)
+def test_the_torch_environments_offer_what_their_rules_import(file):
+    scripts = [ROOT / "workflow" / script for _, environment, script in rules() if environment == TORCH_ENV]
+    models = sorted((SRC / "pipeline/models").glob("[a-z]*.py"))  # training imports them by their names in the configuration
+    assert lacking(file, [*scripts, *models]) == set()
+
+
+def test_the_rules_themselves_import_only_what_snakemake_brings():
+    """`snakemake --use-conda` is run by a Snakemake that has neither pandas nor numpy."""
+    rule_files = [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
+    lines = [match for file in rule_files for match in re.findall(r"^\s*from (pipeline\S*) import (\w+)", file.read_text(), re.MULTILINE)]
+    sources = [source(f"{module}.{name}") or source(module) for module, name in lines]
+    brought = {Requirement(line).name for line in metadata.requires("snakemake") or []}
+    assert len(sources) > 3
+    assert {CONDA_NAMES.get(module, module) for module in third_party(sources)} <= brought
