@@ -1,12 +1,12 @@
 """Configuration and the functions that the rules share."""
 
-import fcntl
 import functools
 import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 SRC = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, SRC)  # this file and script:
@@ -14,7 +14,9 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(SRC)}; ")  # sh
 
 from pipeline import study as studies
 from pipeline.config import read_yaml, validate
+from pipeline.driver import claim, end_orphans
 from pipeline.errors import InputError
+from pipeline.progress import Progress
 from pipeline.provenance import code_version
 
 
@@ -29,28 +31,24 @@ def or_stop(function, *arguments):
         raise WorkflowError(str(error)) from None
 
 
-def forget_dead_locks():
-    """Remove the locks of a driver that was killed: the kernel released its flock with it, Snakemake's files stayed.
-
-    A living driver holds the flock, so its locks are left alone and Snakemake says that the folder is locked.
-    Returns the open file, to be kept until the process ends.
-    """
-    folder = Path(".snakemake")
-    folder.mkdir(exist_ok=True)
-    handle = open(folder / "driver", "w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return handle
-    for lock in (folder / "locks").glob("*"):
-        lock.unlink(missing_ok=True)
-    return handle
+def watch():
+    """Say now and then how far the run is; stages in the order of the rules."""
+    order = {rule.name: place for place, rule in enumerate(workflow.rules)}
+    jobs = sorted(workflow.dag.needrun_jobs(), key=lambda job: order[job.rule.name])
+    logger.addHandler(Progress({job.jobid: job.rule.name for job in jobs}, logger.info))
 
 
 SETTINGS = or_stop(validate, config, "config", "config/config.yaml or --config")
 COMMAND_LINE = or_stop(validate, workflow.config_settings.overwrite_config, "config", "--config", False)
+TORCH_ENV = f"../../envs/torch-{SETTINGS['torch']}.yaml"  # of slides, MRI and training
 if workflow.is_main_process:
-    DRIVER = forget_dead_locks()
+    DRIVER = claim(Path(".snakemake"))
+
+
+onstart:
+    if workflow.is_main_process:
+        or_stop(end_orphans, Path("."))
+        watch()
 
 
 @functools.cache
@@ -136,8 +134,15 @@ def scenario_table(wildcards):
 
 
 def chunk_files(stage):
-    """The manifests of a stage of the slides, one a chunk; the stage may be a wildcard in braces."""
-    return lambda w: [f"results/{w.cohort}/slides/{stage.format(**w)}/chunk{i}.tsv" for i in chunks(w.cohort)]
+    """The manifests of a stage of the slides, one a chunk."""
+    return lambda w: [f"results/{w.cohort}/slides/{stage}/chunk{i}.tsv" for i in chunks(w.cohort)]
+
+
+def encoded_chunks(wildcards):
+    """The folders of the chunks' features."""
+    return [
+        f"results/{wildcards.cohort}/slides/features/{wildcards.encoder}/chunk{i}" for i in chunks(wildcards.cohort)
+    ]
 
 
 def own_chunk_files(stage):
@@ -190,14 +195,6 @@ def mri_table(wildcards):
     if table is None:
         raise WorkflowError(f"The bags {wildcards.modality!r} of cohort {wildcards.cohort} are not made from MRI files")
     return table
-
-
-def mri_files(wildcards):
-    """A digest of the names, sizes and times of the MRI files, so that new or replaced ones make the bags stale."""
-    from pipeline.imaging.manifest import files_digest  # it imports pandas, which most jobs do not need here
-
-    source = bag_source(wildcards)
-    return or_stop(files_digest, source["manifest"], source["patient_id"])
 
 
 def of_bag(*keys):

@@ -1,6 +1,7 @@
 """Slides to features: one job handles a chunk of slides, one file a slide, one manifest a chunk.
 
 The per-slide files are not declared as outputs: Snakemake would delete them when a job fails, and a rerun skips those that are valid.
+The features of a finished chunk are linked into a folder that is one, so that workflows can share it.
 """
 
 
@@ -12,7 +13,7 @@ rule list_slides:
     log:
         "results/{cohort}/logs/list_slides.log",
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=1000,
@@ -39,7 +40,7 @@ rule tissue:
     benchmark:
         "results/{cohort}/benchmarks/tissue_{chunk}.tsv"
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=4000,
@@ -79,7 +80,7 @@ rule patches:
     benchmark:
         "results/{cohort}/benchmarks/patches_{chunk}.tsv"
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=2000,
@@ -93,27 +94,30 @@ rule patches:
         "../scripts/patches.py"
 
 
+# It measures itself: Snakemake allows no `benchmark:` where a cache may take the place of the job.
 rule features:
     input:
         slides="results/{cohort}/slides/slides.tsv",
         patches=own_chunk,
     output:
-        "results/{cohort}/slides/features/{encoder}/chunk{chunk}.tsv",
+        directory("results/{cohort}/slides/features/{encoder}/chunk{chunk}"),
     log:
         "results/{cohort}/logs/features_{encoder}_{chunk}.log",
-    benchmark:
-        "results/{cohort}/benchmarks/features_{encoder}_{chunk}.tsv"
+    cache: "omit-software"
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: of_study(lambda s: max(s["slides"]["threads"], s["slides"]["readers"]))
     resources:
         mem_mb=8000,
         runtime=1440,
         gpu=encoder_gpus,
     params:
+        chunk=lambda w: w.chunk,  # beside the wildcards: --cache tells jobs apart by parameters
+        encoder=lambda w: w.encoder,
         chunks=setting("slides", "chunks"),
         made=of_study(lambda s: studies.made_features(s) is not None),
         encoders=setting("encoders"),
+        weights=lambda w: studies.weights_state(study(w.cohort), w.encoder),
         running=of_study(studies.encoder_running),
         reading=of_study(studies.patch_reading),
         code=code_version(
@@ -140,7 +144,7 @@ rule slide_quality:
     log:
         "results/{cohort}/logs/slide_quality.log",
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=2000,
@@ -156,13 +160,13 @@ rule slide_manifest:
         slides="results/{cohort}/slides/slides.tsv",
         tissue=own_chunk_files("tissue"),
         patches=own_chunk_files("patches"),
-        features=chunk_files("features/{encoder}"),
+        features=encoded_chunks,
     output:
         "results/{cohort}/slides/manifest-{encoder}.tsv",
     log:
         "results/{cohort}/logs/slide_manifest_{encoder}.log",
     conda:
-        "../../envs/slides.yaml"
+        TORCH_ENV
     threads: 1
     resources:
         mem_mb=1000,

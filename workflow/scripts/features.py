@@ -1,25 +1,29 @@
 from pathlib import Path
 
 from pipeline.logs import logged
+from pipeline.measuring import measured
 from pipeline.slides.encoders.network import EncoderSettings
 from pipeline.slides.foreign import import_chunk
 from pipeline.slides.listing import read_chunk
 from pipeline.slides.stages.features import ReadingSettings, features_chunk
+from pipeline.slides.stages.manifests import publish_features
 
-with logged(snakemake.log[0]):
-    p, manifest = snakemake.params, Path(snakemake.output[0])
-    slides = read_chunk(snakemake.input.slides, int(snakemake.wildcards.chunk), p.chunks)
-    encoder = snakemake.wildcards.encoder
+with logged(snakemake.log[0]), measured(snakemake.log[0]):
+    p, published = snakemake.params, Path(snakemake.output[0])
+    store, manifest = published.parent, published.with_name(f"{published.name}.tsv")
+    slides = read_chunk(snakemake.input.slides, int(p.chunk), p.chunks)
+    encoder = p.encoder
     if p.made:
-        import_chunk(slides, manifest.parent, manifest, encoder)
+        import_chunk(slides, store, manifest, encoder)
     else:
         features_chunk(
             snakemake.input.patches,
             slides,
-            manifest.parent,
+            store,
             manifest,
             encoder,
             overrides=p.encoders,
             running=EncoderSettings(**p.running),
             reading=ReadingSettings(**p.reading),
         )
+    publish_features(manifest, published)

@@ -40,6 +40,7 @@ from pipeline.study.slides import (
     patch_reading,
     slide_folder,
     slides_absent,
+    weights_state,
 )
 
 __all__ = [
@@ -79,4 +80,5 @@ __all__ = [
     "split_files",
     "splits",
     "tables",
+    "weights_state",
 ]

@@ -68,6 +68,15 @@ def encoder_running(study: Mapping[str, Any]) -> dict[str, Any]:
     return {key: study["slides"][key] for key in ("device", "batch_size", "threads", "precision", "compile")}
 
 
+def weights_state(study: Mapping[str, Any], encoder: str) -> list[int]:
+    """Size and time of the encoder's checkpoint, where the study names one that is there: replaced weights make features stale."""
+    checkpoint = (study["encoders"].get(encoder) or {}).get("checkpoint")
+    if not checkpoint or not Path(checkpoint).is_file():
+        return []
+    state = Path(checkpoint).stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
 def patch_reading(study: Mapping[str, Any]) -> dict[str, Any]:
     """How patches are read (`pipeline.slides.stages.features.ReadingSettings`)."""
     slides = study["slides"]

@@ -29,7 +29,7 @@ from pipeline.slides.reading import PatchSource
 from pipeline.slides.stages import features as features_stage
 from pipeline.slides.stages import tissue as tissue_stage
 from pipeline.slides.stages.features import ReadingSettings, features_chunk
-from pipeline.slides.stages.manifests import gather_manifests, gather_quality
+from pipeline.slides.stages.manifests import gather_manifests, gather_quality, publish_features
 from pipeline.slides.stages.patches import patches_chunk
 from pipeline.slides.stages.tissue import tissue_chunk
 from pipeline.slides.tissue import TissueSettings
@@ -63,8 +63,9 @@ class Stage:
         return self.find(), self.lay(), self.encode()
 
     def gather(self) -> pd.DataFrame:
-        manifests = ([folder / "chunk0.tsv"] for folder in (self.tissue, self.patches, self.features))
-        return gather_manifests(self.slides, *manifests, self.root / f"manifest-{ENCODER}.tsv")
+        publish_features(self.features / "chunk0.tsv", self.features / "chunk0")
+        manifests = ([folder / "chunk0.tsv"] for folder in (self.tissue, self.patches))
+        return gather_manifests(self.slides, *manifests, [self.features / "chunk0"], self.root / f"manifest-{ENCODER}.tsv")
 
     def written(self) -> dict[str, int]:
         return {
@@ -119,7 +120,7 @@ def test_a_chunk_runs_from_slides_to_features(stage):
     assert len(stage.gather()) == 0
     manifest = read_table(stage.root / f"manifest-{ENCODER}.tsv")
     assert manifest["status"].tolist() == ["ok", "ok"]
-    assert [Path(p).resolve() for p in manifest["features"]] == [stage.features / "a.h5", stage.features / "b.h5"]
+    assert [Path(p).resolve() for p in manifest["features"]] == [stage.features / f"chunk0/{name}.h5" for name in "ab"]
 
 
 def test_what_is_valid_is_neither_made_again_nor_does_it_load_the_encoder(done, monkeypatch):
@@ -217,6 +218,29 @@ def test_unreadable_patches_are_listed_with_place_and_reason(stage):
     assert listed[["slide_id", "x", "y"]].to_numpy().tolist() == [["a", "512", "512"], ["a", "1280", "1792"]]
     assert listed["reason"].tolist() == [f"tile {place} of level 0: holds no JPEG stream" for place in ("2, 2", "5, 7")]
     assert not (stage.features / "b.unreadable.tsv").exists()
+
+
+def test_a_published_chunk_has_what_passed_and_takes_no_second_disk_space(stage):
+    break_tiles(Path(stage.slides["path"][0]), [(2, 2)])
+    stage.run()
+    published = stage.features / "chunk0"
+    for _ in range(2):  # again after a rerun
+        publish_features(stage.features / "chunk0.tsv", published)
+    assert sorted(p.name for p in published.iterdir()) == ["a.h5", "a.unreadable.tsv", "b.h5", "manifest.tsv"]
+    assert (published / "a.h5").samefile(stage.features / "a.h5")
+    assert (published / "manifest.tsv").read_bytes() == (stage.features / "chunk0.tsv").read_bytes()
+    stage.encode(max_bad_share=0.0)  # a fails now
+    publish_features(stage.features / "chunk0.tsv", published)
+    assert sorted(p.name for p in published.iterdir()) == ["b.h5", "manifest.tsv"]
+
+
+def test_where_the_disk_has_no_hard_links_a_chunk_is_copied(done, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    publish_features(done.features / "chunk0.tsv", done.features / "chunk0")
+    assert (done.features / "chunk0/a.h5").read_bytes() == (done.features / "a.h5").read_bytes()
 
 
 def test_a_killed_slide_goes_on_where_it_was_left(laid, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ MANIFEST = ["slide_id", "patient_id", "status", "stage", "reason", "remedy", "pa
 QUALITY = ["slide_id", "patient_id", "status", "stage", "reason", *TISSUE, "patches"]
 EXCLUDED = ["kind", "id", "stage", "reason", "remedy"]
 OK, FAILED = "ok", "failed"
+PUBLISHED = "manifest.tsv"  # of a chunk's features, in their folder
 PATIENCE = 1800.0  # seconds
 
 
@@ -62,6 +64,33 @@ def read_passed(manifest: Path | str, numbers: Sequence[str]) -> pd.DataFrame:
     return table[table["status"] == OK].set_index("slide_id", drop=False)
 
 
+def publish_features(manifest: Path | str, folder: Path | str) -> None:
+    """A chunk as one output: `folder` with its manifest (``manifest.tsv``) and the files of features of its slides.
+
+    The files are hard links into the folder of `manifest`, where they are made and skipped when valid; Snakemake does not know that one,
+    so a failed or a repeated job loses none of them. `folder` is what it knows, and may share with other workflows (``--cache``).
+    """
+    manifest, folder = Path(manifest), Path(folder)
+    filling = folder.with_name(f".{folder.name}.filling")
+    shutil.rmtree(filling, ignore_errors=True)
+    filling.mkdir(parents=True)
+    for row in read_table(manifest, OUTCOME).to_dict("records"):
+        for file in (f"{row['slide_id']}.h5", f"{row['slide_id']}.unreadable.tsv"):
+            if row["status"] == OK and (manifest.parent / file).exists():
+                _link(manifest.parent / file, filling / file)
+    shutil.copyfile(manifest, filling / PUBLISHED)
+    shutil.rmtree(folder, ignore_errors=True)
+    filling.rename(folder)
+
+
+def _link(file: Path, place: Path) -> None:
+    """A second name of `file`, or a copy where the disk has no hard links."""
+    try:
+        place.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, place)
+
+
 def gather_manifests(
     slides: pd.DataFrame,
     tissue: Sequence[Path | str],
@@ -71,11 +100,12 @@ def gather_manifests(
 ) -> pd.DataFrame:
     """Join the chunks' manifests of the three stages into one row a slide, in the order of `slides`, and write it.
 
-    A slide's stage is the one it failed at, or the last. A cohort that starts from features made elsewhere has manifests of the stage
-    ``import`` alone. Returns the failures as rows of excluded.tsv: kind, id, stage, reason, remedy. Raises `InputError` when a slide is
-    in no manifest of the stage that it should have reached.
+    `encoded` are the folders of `publish_features`. A slide's stage is the one it failed at, or the last. A cohort that starts from
+    features made elsewhere has manifests of the stage ``import`` alone. Returns the failures as rows of excluded.tsv: kind, id, stage,
+    reason, remedy. Raises `InputError` when a slide is in no manifest of the stage that it should have reached.
     """
-    stages = _stages(tissue=tissue, patches=patches, **{"encode" if tissue else "import": encoded})
+    published = [Path(folder) / PUBLISHED for folder in encoded]
+    stages = _stages(tissue=tissue, patches=patches, **{"encode" if tissue else "import": published})
     rows = []
     for slide in slides.to_dict("records"):
         known = _known(slide, stages)
