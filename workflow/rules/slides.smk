@@ -45,6 +45,7 @@ rule tissue:
     resources:
         mem_mb=4000,
         runtime=240,
+        slide_io=1,
     params:
         chunks=setting("slides", "chunks"),
         mpp=setting("slides", "mpp"),
@@ -111,6 +112,7 @@ rule features:
         mem_mb=8000,
         runtime=1440,
         gpu=encoder_gpus,
+        slide_io=1,
     params:
         chunk=lambda w: w.chunk,  # beside the wildcards: --cache tells jobs apart by parameters
         encoder=lambda w: w.encoder,
