@@ -205,7 +205,7 @@ def test_the_plan_is_told_and_written(cohort, capsys, tmp_path):
         "Total: 26 jobs, ",
         " with 4 cores and 0 GPUs, one stage after the other; the longest job ",
         " (features)\n",
-        "On SLURM: 1.7 min of processor time more on the submitting machine, 3.9 s a job\n",
+        "On SLURM: 1.7 min of processor time more, 3.9 s a job\n",
         "→ With a GPU (--gpus 1) the encoder takes about ",
         "  4 slides, listed by ",
         "  10 patients, rows of ",

@@ -92,7 +92,7 @@ def _totals(stages: Sequence[Stage], options: argparse.Namespace, slurm_job: flo
         f"Time: about {wall} with {options.cores} cores and {options.gpus} GPUs, one stage after the other; "
         f"the longest job {duration(longest.longest)} ({f'{longest.rule} {longest.slowest}'.strip()})"
     )
-    yield f"On SLURM: {duration(jobs * slurm_job)} of processor time more on the submitting machine, {slurm_job:g} s a job"
+    yield f"On SLURM: {duration(jobs * slurm_job)} of processor time more, {slurm_job:g} s a job"
 
 
 def _assumptions(study: dict[str, Any], size: Size, costs: Costs) -> Iterator[str]:
