@@ -21,11 +21,11 @@ DEMO = (
     "demo={patients: 24}",
     "slides={chunks: 2}",
     "models=[snn,survq]",
-    "training={epochs: 30}",
+    "training={epochs: 30, checkpoint_seconds: 0}",
     "--",
     "results/demo/summary.tsv",
 )
-SMALL = ["omics_matrix:mem_mb=150*attempt*attempt*attempt"]  # two Snakemakes alone need more: killed twice for it, then 4 GB
+SMALL = ["omics_matrix:mem_mb=150*attempt*attempt*attempt"]  # two Snakemakes alone need more: it is tried again with 1.2 GB
 SMALL += [f"{rule}:mem_mb=1500*attempt" for rule in ("demo_slides", "tissue", "patches", "features", "train_fold", "predict_scenarios")]
 PATIENCE = 600
 
