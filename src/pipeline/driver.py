@@ -6,6 +6,7 @@ import fcntl
 import logging
 import re
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -19,20 +20,30 @@ RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # Snakemake n
 SECONDS_TO_END = 90  # SLURM's own KillWait is 30 s; then it reports the job as ended
 
 
-def claim(folder: Path) -> IO[str]:
-    """Hold the folder's `.snakemake` for this process, and remove the locks of a driver that was killed.
+def claim(folder: Path, host: str | None = None) -> IO[str]:
+    """Hold the folder's `.snakemake` for this process, and remove the locks of a driver that was killed on this `host`.
 
     The kernel released a dead driver's flock with it, its lock files stayed. A living driver holds the flock: then its locks are left
-    alone, and Snakemake says that the folder is locked. Returns the open file, to be kept until the process ends.
+    alone, and Snakemake says that the folder is locked. So they are where the last driver ran on another machine, since not every shared
+    disk tells of its flock. Returns the open file, to be kept until the process ends.
     """
+    host = host or socket.gethostname()
     folder.mkdir(exist_ok=True)
-    handle = open(folder / "driver", "w")  # noqa: SIM115 - held until the process ends
+    handle = open(folder / "driver", "a+")  # noqa: SIM115 - held until the process ends
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return handle
-    for lock in (folder / "locks").glob("*"):
+    handle.seek(0)
+    last, locks = handle.read(), list((folder / "locks").glob("*"))
+    if locks and last not in ("", host):
+        log.warning("the folder was last used on %s; if no snakemake runs there any more: snakemake --unlock, and again", last)
+        return handle
+    for lock in locks:
         lock.unlink(missing_ok=True)
+    handle.truncate(0)
+    handle.write(host)
+    handle.flush()
     return handle
 
 
