@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from pipeline import study as studies
 from pipeline.config import ROOT as CONFIG
 from pipeline.config import read_yaml, validate
@@ -33,6 +35,7 @@ def test_the_demo_with_controls_and_without_scenarios(tmp_path):
     assert of_plan("demo", **settings) == of_snakemake(tmp_path, "demo", "--config", *words)
 
 
+@pytest.mark.slow
 def test_ten_thousand_slides_and_forty_models(tmp_path, monkeypatch):
     config = lay_out(tmp_path)
     monkeypatch.setenv("SLIDE2SURV_CONFIG", str(config))

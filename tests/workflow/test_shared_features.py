@@ -11,6 +11,7 @@ from pipeline.slides.listing import chunk_of
 from pipeline.tables import read_table
 from tests.workflow.conftest import ROOT, run
 
+pytestmark = pytest.mark.slow
 CHUNKS = 2
 NAMES = [f"S{i}" for i in range(6)]
 

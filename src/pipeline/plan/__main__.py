@@ -50,9 +50,9 @@ def plan(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
     costs = Costs(study, size, rates, results, options.gpus)
     stages = list(costs.stages(jobs))
     table = pd.DataFrame([_row(stage, options.cores, options.gpus) for stage in stages], columns=HEADER)
-    submitting = rates.of("slurm_job")
-    hints = [*_gpu_hint(study, size, rates, results, costs, jobs), *chunk_hint(stages, submitting)]
-    lines = [f"{study['name']}: {study['title']}", "", *_table(table), "", *_totals(stages, options, submitting)]
+    slurm_job = rates.of("slurm_job")
+    hints = [*_gpu_hint(study, size, rates, results, costs, jobs), *chunk_hint(stages, slurm_job)]
+    lines = [f"{study['name']}: {study['title']}", "", *_table(table), "", *_totals(stages, options, slurm_job)]
     lines += [*(f"→ {hint}" for hint in hints), "", "Assumptions", *_assumptions(study, size, costs), *_sources(rates)]
     return "\n".join(lines) + "\n", table
 
