@@ -191,9 +191,9 @@ class _Segments:
         offset, count = self._offsets[index], self._counts[index]
         if not count:
             return None
-        data = os.pread(self._descriptor, count, offset)
-        if len(data) < count:
+        if offset + count > os.fstat(self._descriptor).st_size:  # asked first: a damaged number may be more than a read can take
             raise OSError(f"the file looks truncated: pixels should reach byte {offset + count}, the file ends before")
+        data = os.pread(self._descriptor, count, offset)
         try:
             segment, _, _ = self._decode(data, index, jpegtables=self._tables)
         except MemoryError:
