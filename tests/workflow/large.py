@@ -51,9 +51,12 @@ def finish(folder: Path) -> None:
     line, environment = snakemake(folder, "--summary")
     listed = subprocess.run(line, env=environment, check=True, capture_output=True, text=True).stdout
     for row in listed.splitlines()[1:]:
-        file = folder / row.split("\t")[0]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        output, _, rule, *_ = row.split("\t")
+        (folder / output).parent.mkdir(parents=True, exist_ok=True)
+        if rule == "features":  # a folder a chunk
+            (folder / output).mkdir(exist_ok=True)
+        else:
+            (folder / output).touch()
     line, environment = snakemake(folder, "--touch", "--forceall", "--quiet")
     subprocess.run(line, env=environment, check=True, capture_output=True)
 
