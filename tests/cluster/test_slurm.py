@@ -27,7 +27,7 @@ DEMO = (
 )
 SMALL = ["omics_matrix:mem_mb=150*attempt*attempt*attempt"]  # two Snakemakes alone need more: it is tried again with 1.2 GB
 SMALL += [f"{rule}:mem_mb=1500*attempt" for rule in ("demo_slides", "tissue", "patches", "features", "train_fold", "predict_scenarios")]
-PATIENCE = 600
+PATIENCE = 1800  # seconds, beside other tests on few cores
 
 
 class Driver:
