@@ -54,9 +54,10 @@ def end_orphans(folder: Path) -> list[str]:
     submitted nothing yet. Raises `InputError` when they do not end.
     """
     orphans = _jobs_of(folder)
-    if orphans:
-        log.warning("cancelling %d SLURM jobs of a driver that was killed: %s", len(orphans), " ".join(orphans))
-        subprocess.run(["scancel", *orphans], check=False, capture_output=True)
+    if not orphans:
+        return []
+    log.warning("cancelling %d SLURM jobs of a driver that was killed: %s", len(orphans), " ".join(orphans))
+    subprocess.run(["scancel", *orphans], check=False, capture_output=True)  # whether it helped is asked below
     until = time.monotonic() + SECONDS_TO_END
     while left := _jobs_of(folder):
         if time.monotonic() > until:
@@ -68,11 +69,16 @@ def end_orphans(folder: Path) -> list[str]:
 
 
 def _jobs_of(folder: Path) -> list[str]:
-    """Ids of the user's unfinished SLURM jobs that Snakemake submitted from `folder`; none where there is no SLURM."""
+    """Ids of the user's unfinished SLURM jobs that Snakemake submitted from `folder`; none where there is no SLURM.
+
+    Where SLURM does not answer, as on a machine with its programs and no cluster, that is said, and the run goes on.
+    """
     if not shutil.which("squeue"):
         return []
     command = ["squeue", "--me", "--noheader", "--format=%i|%j|%Z"]
-    listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout.splitlines()
-    jobs = [line.split("|", 2) for line in listed if line.count("|") >= 2]
+    asked = subprocess.run(command, check=False, capture_output=True, text=True)
+    if asked.returncode:
+        log.warning("squeue does not answer (%s): jobs that a killed driver left are not looked for", asked.stderr.strip())
+    jobs = [line.split("|", 2) for line in asked.stdout.splitlines() if line.count("|") >= 2]
     here = folder.resolve()
     return [job for job, name, directory in jobs if RUN_ID.fullmatch(name) and Path(directory).resolve() == here]

@@ -50,3 +50,26 @@ def test_a_driver_of_another_machine_may_live_although_nothing_tells(folder, cap
 def test_without_slurm_there_are_no_orphans(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert end_orphans(tmp_path) == []
+
+
+def program(folder, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_slurm_that_does_not_answer_is_told(tmp_path, monkeypatch, caplog):
+    program(tmp_path, "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert end_orphans(tmp_path) == []
+    assert caplog.text.count("squeue does not answer (Unable to contact slurm controller)") == 1
+
+
+def test_only_snakemakes_jobs_of_this_folder_are_orphans(tmp_path, monkeypatch):
+    """The real thing, with a driver killed by -9, is in tests/cluster/test_slurm.py."""
+    run = "f62abd3d-acdd-4ae3-9766-109329c68285"
+    lines = [f"7|{run}|{tmp_path}", f"8|{run}|{tmp_path}/other", f"9|mine|{tmp_path}"]
+    program(tmp_path, "squeue", f"test -e {tmp_path}/cancelled || printf '%s\\n' '" + "' '".join(lines) + "'")
+    program(tmp_path, "scancel", f'echo "$@" > {tmp_path}/cancelled')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert end_orphans(tmp_path) == ["7"]
+    assert (tmp_path / "cancelled").read_text() == "7\n"
