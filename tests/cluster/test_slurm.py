@@ -21,6 +21,7 @@ DEMO = (
     "demo={patients: 24}",
     "slides={chunks: 2}",
     "models=[snn,survq]",
+    "splits={folds: 3}",
     "training={epochs: 30, checkpoint_seconds: 0}",
     "--",
     "results/demo/summary.tsv",

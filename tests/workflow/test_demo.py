@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import study as studies
 from pipeline.config import ROOT, read_yaml, validate
+from pipeline.evaluation.model import evaluate_model
 from pipeline.evaluation.summary import COLUMNS, read_summary
 from pipeline.models.registry import model_variants
 from pipeline.training.fold import train_fold
@@ -59,29 +60,38 @@ def test_without_slides_the_methods_know_what_genes_tell_and_not_more(demo):
     assert without["difference"].mean() < -0.03
 
 
+def study_of(**settings: object) -> dict:
+    """The demo's study, changed by `settings`."""
+    return {**studies.load_study(validate(read_yaml(ROOT / "config.yaml"), "config", "x"), "demo"), **settings}
+
+
+def trained(folder: Path, study: dict, model: str, fold: int, output: Path, splits: Path | None = None) -> Path:
+    """The folder of a fold, trained on the files of `folder` in this process, where the workflow would start one (and PyTorch) for each."""
+    results, output = folder / "results/demo", output / model / f"fold{fold}"
+    output.mkdir(parents=True)
+    files = {"patients": "cohort/patients.tsv", "splits": "cohort/splits.tsv", "matrix": "omics/omics.h5", "groups": "omics/groups.tsv"}
+    files = {key: results / file for key, file in files.items()} | {"bags": {}, "manifest": results / "slides/manifest-stain_texture.tsv"}
+    settings = studies.fold_settings(study, model)
+    outputs = {key: output / file for key, file in OUTPUTS.items()}
+    train_fold(settings=settings, fold=fold, files=files | ({"splits": splits} if splits else {}), outputs=outputs, code="test")
+    return output
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_variant_trains_an_epoch_of_a_fold(demo, tmp_path, monkeypatch, name):
-    """In this process, where the workflow would start one for each, on a third of the patients; who needs what the cohort lacks says so."""
+    """On a third of the patients; who needs what the cohort lacks says so."""
     monkeypatch.chdir(demo)
     models = [f"{name}+{variant}" for variant in model_variants(name)]
-    study = {**studies.load_study(validate(read_yaml(ROOT / "config.yaml"), "config", "x"), "demo"), "models": models}
-    study["training"] = {"epochs": 1}
-    study["options"] = {model: {"width": 256} for model in ("hdmoe+token_128", "hdmoe+token_256", "hdmoe+code")}  # the demo's is 64
+    options = {model: {"width": 256} for model in ("hdmoe+token_128", "hdmoe+token_256", "hdmoe+code")}  # the demo's is 64
+    study = study_of(models=models, training={"epochs": 1}, options=options)
     lacking = studies.not_run(study)
     assert all("tma" in reason or "mri" in reason for reason in lacking.values())
-    files = {"patients": "cohort/patients.tsv", "splits": "cohort/splits.tsv", "matrix": "omics/omics.h5", "groups": "omics/groups.tsv"}
-    files = {key: demo / "results/demo" / file for key, file in files.items()} | {"bags": {}}
-    splits = pd.read_csv(files["splits"], sep="\t").query("fold == 0").iloc[::3]
+    splits = pd.read_csv(demo / "results/demo/cohort/splits.tsv", sep="\t").query("fold == 0").iloc[::3]
     splits.to_csv(tmp_path / "splits.tsv", sep="\t", index=False)
-    files["splits"] = tmp_path / "splits.tsv"
-    files["manifest"] = demo / "results/demo/slides/manifest-stain_texture.tsv"
     for model in [model for model in models if model not in lacking]:
-        folder = tmp_path / model
-        folder.mkdir()
-        outputs = {key: folder / file for key, file in OUTPUTS.items()}
-        train_fold(settings=studies.fold_settings(study, model), fold=0, files=files, outputs=outputs, code="test")
-        facts, predictions = read_yaml(outputs["model"]), pd.read_csv(outputs["predictions"], sep="\t")
-        assert facts["failure"] is None, model
+        fold = trained(demo, study, model, 0, tmp_path, tmp_path / "splits.tsv")
+        predictions = pd.read_csv(fold / "predictions.tsv", sep="\t")
+        assert read_yaml(fold / "model.yaml")["failure"] is None, model
         assert len(predictions) >= 3, model
         assert np.isfinite(predictions["risk"]).all(), model
 
@@ -159,14 +169,22 @@ def test_snakemakes_own_report_opens_offline(demo):
     assert (demo / "snakemake-report.html").stat().st_size > 100_000
 
 
-def test_the_null_cohort_shows_nothing(demo, tmp_path):
+def test_the_null_cohort_shows_nothing(demo, tmp_path, monkeypatch):
     """The same slides and tables, the follow-up shuffled against them: slides are not made again, every interval holds 0.5."""
-    shutil.copytree(demo, tmp_path / "null")
-    kept = [*(tmp_path / "null/results/demo").glob("data/slides/*.svs"), *(tmp_path / "null/results/demo").glob("slides/**/*.h5")]
+    null, study = tmp_path / "null", study_of()
+    shutil.copytree(demo, null)
+    kept = [*(null / "results/demo").glob("data/slides/*.svs"), *(null / "results/demo").glob("slides/**/*.h5")]
     before = [file.stat().st_mtime_ns for file in kept]
-    run(tmp_path / "null", "--config", "demo={null: true}", "--", TARGETS[0])
+    cohort = null / "results/demo/cohort"
+    run(null, "--config", "demo={null: true}", "--", "results/demo/cohort/splits.tsv", "results/demo/slides/manifest-stain_texture.tsv")
     assert [file.stat().st_mtime_ns for file in kept] == before
     assert len(kept) > 200
-    table = summary(tmp_path / "null")
-    assert ((table["c_index_pooled_ci_low"] < 0.5) & (table["c_index_pooled_ci_high"] > 0.5)).all()
-    assert ((table["c_index_ci_low"] < 0.5) & (table["c_index_ci_high"] > 0.5)).all()
+    assert (cohort / "patients.tsv").read_bytes() != (demo / "results/demo/cohort/patients.tsv").read_bytes()
+    monkeypatch.chdir(null)
+    for model in studies.all_models(study):
+        files = {"patients": cohort / "patients.tsv", "splits": cohort / "splits.tsv", "calibration": tmp_path / "c.tsv"}
+        files |= {"folds": [trained(null, study, model, fold, tmp_path) for fold in range(studies.fold_count(study))]}
+        evaluate_model(cohort="demo", model=model, endpoint="os", output=tmp_path / "row.tsv", bootstrap=1000, seed=study["seed"], **files)
+        row = pd.read_csv(tmp_path / "row.tsv", sep="\t").iloc[0]
+        for kind in ("c_index", "c_index_pooled"):
+            assert row[f"{kind}_ci_low"] < 0.5 < row[f"{kind}_ci_high"], (model, kind)
