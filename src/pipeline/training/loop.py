@@ -253,7 +253,9 @@ class Trainer:
         return {"score": score, "epoch": row["epoch"], "weights": {k: v.detach().clone() for k, v in self.model.state_dict().items()}}
 
     def _stopped(self, past: list[dict[str, float]], best: dict[str, Any]) -> bool:
-        return self.protocol.selection == "inner" and bool(best) and past[-1]["epoch"] - best["epoch"] >= self.protocol.patience
+        if self.protocol.selection != "inner" or not best or len(past) < self.protocol.min_epochs:
+            return False
+        return past[-1]["epoch"] - best["epoch"] >= self.protocol.patience
 
     # --- state ---
 

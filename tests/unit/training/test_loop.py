@@ -151,6 +151,16 @@ def test_inner_selection_stops_early_and_never_looks_at_the_test_side(cohort, tm
     assert torch.equal(*outcomes)
 
 
+@pytest.mark.parametrize("least, length", [(0, 5), (5, 5), (9, 9), (99, 12)])
+def test_training_does_not_stop_before_its_least_number_of_epochs(cohort, tmp_path, monkeypatch, least, length):
+    """The first epoch is the best; without a least number, patience ends at the fifth."""
+    data, train, test = sides(cohort)
+    trainer = Trainer(snn(), data, replace(PROTOCOL, selection="inner", epochs=12, patience=4, min_epochs=least), seed=3)
+    losses = iter(range(12))
+    monkeypatch.setattr(trainer, "_inner_loss", lambda *_: float(next(losses)))
+    assert len(trainer.fit(train, test, test, tmp_path / "c.pt", "key")) == length
+
+
 def test_passes_of_any_size_accumulate_to_the_same_gradient(cohort):
     """Gradient accumulation over passes of few patients equals one padded batch (dropout off)."""
     data, train, _ = sides(cohort)
