@@ -26,7 +26,7 @@ test: install ## fast tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow"
 
 test-all: install ## all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --durations=40 --durations-min=10
 
 lint: install ## style of Python and Snakemake code
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -78,7 +78,8 @@ def _jobs_of(folder: Path) -> list[str]:
     command = ["squeue", "--me", "--noheader", "--format=%i|%j|%Z"]
     asked = subprocess.run(command, check=False, capture_output=True, text=True)
     if asked.returncode:
-        log.warning("squeue does not answer (%s): jobs that a killed driver left are not looked for", asked.stderr.strip())
+        why = asked.stderr.strip().rpartition("\n")[2]
+        log.warning("squeue does not answer (%s): jobs that a killed driver left are not looked for", why)
     jobs = [line.split("|", 2) for line in asked.stdout.splitlines() if line.count("|") >= 2]
     here = folder.resolve()
     return [job for job, name, directory in jobs if RUN_ID.fullmatch(name) and Path(directory).resolve() == here]

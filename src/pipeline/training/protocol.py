@@ -30,7 +30,8 @@ class Protocol:
 
     batch_size: patients an optimiser step; a step is cut into passes of at most `max_patches_pass` padded patches.
     selection: `last` epoch; `inner` = lowest loss on `inner_share` of the training fold, stop after `patience` epochs without
-    a better one (by more than `min_improvement`), not before `min_epochs`; `best_val` = highest C-index on the test fold (the papers' habit, optimistic).
+    a better one (by more than `min_improvement`), not before `min_epochs`; `best_val` = highest C-index on the test fold (the papers'
+    habit, optimistic).
     max_patches_train: a new sample of that many patches every epoch; max_patches_eval: one that depends on the patient alone.
     schedule: `none`; `cosine_warmup`; `linear` (constant for `constant_epochs`, then down to nearly 0, per epoch); `polynomial`
     ((1 − epoch/epochs)^decay_power, per epoch); `plateau` (× `plateau_factor` after `plateau_patience` epochs without a lower loss on
