@@ -150,10 +150,9 @@ class Trainer:
             carried = p.carry_remainder and len(rows) < p.batch_size
             total += self._accumulate(drawn.take(rows), p.batch_size if p.carry_remainder else len(rows), rng)
             if not carried:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = p.learning_rate(len(past), step, steps, watched)
+                self.optimizer.lr = p.learning_rate(len(past), step, steps, watched)
                 self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
+                self.optimizer.zero_grad()
             begun |= {"step": step + 1, "total": total}
         if not np.isfinite(total):
             raise NonFiniteLossError(

@@ -5,24 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from pipeline.errors import InputError, nearest
-
-# Fused: all of Adam's arithmetic in one pass over the weights, a fifth of the time of the default on a CPU. With one patient a step
-# and ten million weights the optimiser otherwise costs more than the network.
-OPTIMIZERS = {
-    "adam": partial(torch.optim.Adam, fused=True),  # weight decay is added to the gradient (L2)
-    "adamw": partial(torch.optim.AdamW, fused=True),  # decoupled
-    "radam": partial(torch.optim.RAdam, decoupled_weight_decay=True),  # decoupled, as in SurvPath's code
-    "sgd": partial(torch.optim.SGD, momentum=0.9),
-}
-
+from pipeline.training.optimizers import Optimizer
 
 @dataclass(frozen=True)
 class Protocol:
@@ -87,9 +76,9 @@ class Protocol:
             raise InputError(problem, file=file, found="batch_size 1", expected="2 or more", remedy=remedy)
         return protocol
 
-    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
         """The optimiser of all parameters that can be trained."""
-        return OPTIMIZERS[self.optimizer](model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return Optimizer(self.optimizer, model.parameters(), self.lr, self.weight_decay)
 
     def learning_rate(self, epoch: int, step: int, steps: int, watched: Sequence[float]) -> float:
         """The rate of optimiser step `step` of the `steps` of epoch `epoch` (both from 0).
