@@ -75,7 +75,8 @@ def _typed(value: Any, rule: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_typed(item, rule.get("items", {})) for item in value]
     wanted = rule.get("type", "string")
-    if isinstance(value, str) and "string" not in wanted and "enum" not in rule:
+    number = "integer" in wanted and isinstance(value, str) and value.isdigit()
+    if isinstance(value, str) and (number or "string" not in wanted) and "enum" not in rule:
         return yaml.load(value, Loader=SAFE_LOADER)
     return value
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.stopping import end_on_sigterm
 
+LINE, CLOCK = "%(asctime)s %(levelname)s {}%(message)s", "%H:%M:%S"
+
 
 @contextmanager
 def logged(path: str | Path) -> Iterator[None]:
@@ -18,8 +20,7 @@ def logged(path: str | Path) -> Iterator[None]:
     end_on_sigterm()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handlers = [logging.FileHandler(path, mode="w", encoding="utf-8"), logging.StreamHandler(sys.stderr)]
-    line = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=line, datefmt="%H:%M:%S", handlers=handlers, force=True)
+    logging.basicConfig(level=logging.INFO, format=LINE.format(""), datefmt=CLOCK, handlers=handlers, force=True)
     logging.captureWarnings(True)
     try:
         yield
@@ -29,3 +30,9 @@ def logged(path: str | Path) -> Iterator[None]:
     except Exception:
         logging.getLogger("pipeline").exception("unexpected error: please report it together with this log")
         sys.exit(1)
+
+
+def name_lines(name: str) -> None:
+    """From now on every line of this process's log begins with `name`."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(LINE.format(f"{name}: "), CLOCK))

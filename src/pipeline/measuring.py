@@ -1,4 +1,4 @@
-"""What a job took, for a rule that may have no `benchmark:` because Snakemake's cache may take its place."""
+"""What a job took, for a rule that may have no `benchmark:`, as Snakemake's cache may take its place or as it has many parts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from pathlib import Path
 from pipeline.files import write_text
 
 
-@contextmanager
-def measured(log: str | Path) -> Iterator[None]:
-    """Measure the body and write ``benchmarks/<job>.tsv`` beside the folder of its ``logs/<job>.log``, in the columns of Snakemake's.
+def used() -> tuple[float, float]:
+    """Peak memory in MiB, of this process or of its largest child that has ended, and CPU seconds of all of them."""
+    parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return max(part.ru_maxrss for part in parts) / 1024, sum(part.ru_utime + part.ru_stime for part in parts)
 
-    Wall seconds, CPU seconds of this process and of its children that have ended, and the peak memory in MiB of the largest of them.
+
+@contextmanager
+def measured(file: Path, before: float = 0.0) -> Iterator[None]:
+    """Measure the body and write `file` (``results/<cohort>/benchmarks/<job>.tsv``) in the columns of Snakemake's.
+
+    Wall seconds, CPU seconds of this process since its start and of its children that have ended, with `before` of another process,
+    and the peak memory in MiB.
     """
-    log, start = Path(log), time.monotonic()
+    start = time.monotonic()
     yield
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu, peak = sum(u.ru_utime + u.ru_stime for u in used), max(u.ru_maxrss for u in used) / 1024
-    row = f"{time.monotonic() - start:.2f}\t{cpu:.2f}\t{peak:.2f}"
-    write_text(log.parents[1] / "benchmarks" / f"{log.stem}.tsv", f"s\tcpu_time\tmax_rss\n{row}\n")
+    peak, cpu = used()
+    row = f"{time.monotonic() - start:.2f}\t{cpu + before:.2f}\t{peak:.2f}"
+    write_text(file, f"s\tcpu_time\tmax_rss\n{row}\n")

@@ -16,6 +16,8 @@ from pipeline import study as studies
 from pipeline.config import read_yaml, validate
 from pipeline.driver import claim, end_orphans
 from pipeline.errors import InputError
+from pipeline.jobs import cores
+from pipeline.jobs.finished import parts
 from pipeline.progress import Progress
 from pipeline.provenance import code_version
 
@@ -47,6 +49,7 @@ if workflow.is_main_process:
 
 onstart:
     if workflow.is_main_process:
+        cores.lay_out(workflow.cores if workflow.local_exec else 0)
         or_stop(end_orphans, Path("."))
         watch()
 
@@ -99,32 +102,40 @@ def bags(wildcards):
     return [f"results/{wildcards.cohort}/bags/{modality}.h5" for modality in sorted(study(wildcards.cohort)["bags"])]
 
 
-def shuffled_files(name):
-    """`name` of every fold of one model's repetitions on permuted labels."""
-
-    def files(w):
-        repetitions = range(study(w.cohort)["controls"]["shuffled_labels"])
-        return [
-            f"results/{w.cohort}/{w.model}/shuffled{r}/fold{k}/{name}" for r in repetitions for k in folds(w.cohort)
-        ]
-
-    return files
-
-
 def model_files(wildcards, name):
     """`name` of every model of the cohort that can run."""
     models = or_stop(studies.models_to_run, study(wildcards.cohort))
     return [f"results/{wildcards.cohort}/{model}/{name}" for model in models]
 
 
-def fold_files(name):
-    """`name` of every fold of one model."""
-    return lambda w: [f"results/{w.cohort}/{w.model}/fold{k}/{name}" for k in folds(w.cohort)]
+def training_parts(cohort, folds):
+    """Names of the jobs that train so many folds of one model. A profile may say how many one takes: dry runs know no executor."""
+    profile = workflow.resource_settings.overwrite_resources.get("train_fold", {})
+    usual = profile["folds_per_job"].value if "folds_per_job" in profile else None
+    return parts(folds, or_stop(studies.folds_per_job, study(cohort), usual))
 
 
-def all_folds(name):
-    """`name` of every fold of every model of the cohort that can run."""
-    return lambda w: [file for k in folds(w.cohort) for file in model_files(w, f"fold{k}/{name}")]
+def fold_tables(wildcards):
+    """The tables of the folds of one model, one per job."""
+    return [
+        f"results/{wildcards.cohort}/{wildcards.model}/folds_{part}.tsv"
+        for part in training_parts(wildcards.cohort, len(folds(wildcards.cohort)))
+    ]
+
+
+def shuffled_tables(wildcards):
+    """The same of one model's repetitions on permuted labels."""
+    count = study(wildcards.cohort)["controls"]["shuffled_labels"] * len(folds(wildcards.cohort))
+    return [
+        f"results/{wildcards.cohort}/{wildcards.model}/shuffled_{part}.tsv"
+        for part in training_parts(wildcards.cohort, count)
+    ]
+
+
+def all_fold_tables(wildcards):
+    """The tables of the folds of every model of the cohort that can run."""
+    jobs = training_parts(wildcards.cohort, len(folds(wildcards.cohort)))
+    return [file for part in jobs for file in model_files(wildcards, f"folds_{part}.tsv")]
 
 
 def scenario_table(wildcards):
@@ -226,8 +237,7 @@ wildcard_constraints:
     cohort=r"[A-Za-z0-9_]+",
     model=r"[a-z0-9_]+(\+[A-Za-z0-9_.]+)?",
     encoder=r"[A-Za-z0-9_.-]+",
-    fold=r"\d+",
-    repetition=r"\d+",
+    part=r"\d+(-\d+)?",
     modality=r"[a-z0-9_]+",
     chunk=r"\d+",
     paper=r"[a-z0-9_]+",

@@ -5,10 +5,8 @@ rule evaluate:
     input:
         patients="results/{cohort}/cohort/patients.tsv",
         splits="results/{cohort}/cohort/splits.tsv",
-        predictions=fold_files("predictions.tsv"),
-        history=fold_files("history.tsv"),
-        model=fold_files("model.yaml"),
-        shuffled=shuffled_files("model.yaml"),
+        folds=fold_tables,
+        shuffled=shuffled_tables,
     output:
         row="results/{cohort}/{model}/evaluation.tsv",
         calibration="results/{cohort}/{model}/calibration.tsv",
@@ -36,7 +34,7 @@ rule compare:
     input:
         patients="results/{cohort}/cohort/patients.tsv",
         splits="results/{cohort}/cohort/splits.tsv",
-        predictions=all_folds("predictions.tsv"),
+        folds=all_fold_tables,
     output:
         comparison="results/{cohort}/comparison.tsv",
         ranks="results/{cohort}/ranks.tsv",
@@ -88,8 +86,7 @@ rule scenarios:
     input:
         patients="results/{cohort}/cohort/patients.tsv",
         splits="results/{cohort}/cohort/splits.tsv",
-        predictions=all_folds("predictions.tsv"),
-        model=all_folds("model.yaml"),
+        folds=all_fold_tables,
         scenarios=lambda w: model_files(w, "scenarios.tsv"),
     output:
         "results/{cohort}/scenarios.tsv",

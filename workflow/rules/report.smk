@@ -27,8 +27,7 @@ rule resources:
 rule report_page:
     input:
         summary="results/{cohort}/summary.tsv",
-        predictions=all_folds("predictions.tsv"),
-        history=all_folds("history.tsv"),
+        folds=all_fold_tables,
         patients="results/{cohort}/cohort/patients.tsv",
         flow="results/{cohort}/cohort/flow.tsv",
         excluded="results/{cohort}/excluded.tsv",

@@ -1,4 +1,8 @@
-"""One model, one fold: from the cohort's files to predictions of the held-out patients; the same on permuted labels."""
+"""One model on folds of the study: from the cohort's files to predictions of the held-out patients; the same on permuted labels.
+
+A job takes the folds that its name lists (`0-4`, `3`) and forks a process for each. Their files are not declared as outputs: Snakemake
+would delete those of all folds when one fails, and a rerun keeps the finished ones. The output is the table of the job's folds.
+"""
 
 TRAINING = code_version(
     "pipeline.training",
@@ -20,14 +24,9 @@ rule train_fold:
         bags=bags,
         tables=of_study(lambda s: [t["file"] for t in studies.tables(s).values()]),
     output:
-        predictions="results/{cohort}/{model}/fold{fold}/predictions.tsv",
-        history="results/{cohort}/{model}/fold{fold}/history.tsv",
-        weights="results/{cohort}/{model}/fold{fold}/model.safetensors",
-        model="results/{cohort}/{model}/fold{fold}/model.yaml",
+        "results/{cohort}/{model}/folds_{part}.tsv",
     log:
-        "results/{cohort}/logs/train_{model}_{fold}.log",
-    benchmark:
-        "results/{cohort}/benchmarks/train_{model}_{fold}.tsv"
+        "results/{cohort}/logs/train_{model}_{part}.log",
     conda:
         TORCH_ENV
     threads: 1
@@ -37,6 +36,8 @@ rule train_fold:
         gpu=0,
     params:
         settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model),
+        folds=of_study(studies.fold_count),
+        shuffled=False,
         code=TRAINING,
     script:
         "../scripts/train_fold.py"
@@ -44,16 +45,13 @@ rule train_fold:
 
 use rule train_fold as train_shuffled with:
     output:
-        predictions="results/{cohort}/{model}/shuffled{repetition}/fold{fold}/predictions.tsv",
-        history="results/{cohort}/{model}/shuffled{repetition}/fold{fold}/history.tsv",
-        weights="results/{cohort}/{model}/shuffled{repetition}/fold{fold}/model.safetensors",
-        model="results/{cohort}/{model}/shuffled{repetition}/fold{fold}/model.yaml",
+        "results/{cohort}/{model}/shuffled_{part}.tsv",
     log:
-        "results/{cohort}/logs/train_{model}_shuffled{repetition}_{fold}.log",
-    benchmark:
-        "results/{cohort}/benchmarks/train_{model}_shuffled{repetition}_{fold}.tsv"
+        "results/{cohort}/logs/train_{model}_shuffled_{part}.log",
     params:
-        settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model, int(w.repetition)),
+        settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model),
+        folds=of_study(studies.fold_count),
+        shuffled=True,
         code=TRAINING,
 
 
@@ -66,8 +64,7 @@ rule predict_scenarios:
         manifest=manifest,
         bags=bags,
         tables=of_study(lambda s: [t["file"] for t in studies.tables(s).values()]),
-        weights=fold_files("model.safetensors"),
-        model=fold_files("model.yaml"),
+        folds=fold_tables,
     output:
         "results/{cohort}/{model}/scenarios.tsv",
     log:

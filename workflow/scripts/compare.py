@@ -1,11 +1,12 @@
 from pathlib import Path
 
 from pipeline.evaluation.comparison import compare_models
+from pipeline.jobs.finished import fold_folders
 from pipeline.logs import logged
 
 folders = {}
-for file in map(Path, snakemake.input.get("predictions", [])):
-    folders.setdefault(file.parents[1].name, []).append(file.parent)
+for folder in fold_folders(snakemake.input.folds):
+    folders.setdefault(folder.parent.name, []).append(folder)
 
 with logged(snakemake.log[0]):
     compare_models(

@@ -1,11 +1,12 @@
 from pathlib import Path
 
 from pipeline.evaluation.model import evaluate_model
+from pipeline.jobs.finished import fold_folders
 from pipeline.logs import logged
 
 repetitions = {}
-for file in map(Path, snakemake.input.get("shuffled", [])):
-    repetitions.setdefault(file.parents[1], []).append(file.parent)
+for folder in fold_folders(snakemake.input.get("shuffled", [])):
+    repetitions.setdefault(folder.parent, []).append(folder)
 
 with logged(snakemake.log[0]):
     evaluate_model(
@@ -13,7 +14,7 @@ with logged(snakemake.log[0]):
         model=snakemake.wildcards.model,
         endpoint=snakemake.params.endpoint,
         kind=snakemake.params.kind,
-        folds=[Path(file).parent for file in snakemake.input.model],
+        folds=fold_folders(snakemake.input.folds),
         shuffled=list(repetitions.values()),
         patients=Path(snakemake.input.patients),
         splits=Path(snakemake.input.splits),

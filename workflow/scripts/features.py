@@ -8,7 +8,9 @@ from pipeline.slides.listing import read_chunk
 from pipeline.slides.stages.features import ReadingSettings, features_chunk
 from pipeline.slides.stages.manifests import publish_features
 
-with logged(snakemake.log[0]), measured(snakemake.log[0]):
+benchmark = Path(snakemake.log[0]).parents[1] / "benchmarks" / f"{Path(snakemake.log[0]).stem}.tsv"
+
+with logged(snakemake.log[0]), measured(benchmark):
     p, published = snakemake.params, Path(snakemake.output[0])
     store, manifest = published.parent, published.with_name(f"{published.name}.tsv")
     slides = read_chunk(snakemake.input.slides, int(p.chunk), p.chunks)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.jobs.finished import fold_folders
 from pipeline.logs import logged
 from pipeline.training.scenarios import predict_scenarios
 
@@ -13,7 +14,7 @@ with logged(snakemake.log[0]):
     predict_scenarios(
         settings=snakemake.params.settings,
         missing=snakemake.params.missing,
-        folds=[Path(file).parent for file in snakemake.input.model],
+        folds=fold_folders(snakemake.input.folds),
         files={"patients": snakemake.input.patients, "splits": snakemake.input.splits, "bags": bags, **single},
         output=Path(snakemake.output[0]),
     )

@@ -1,19 +1,21 @@
 from pathlib import Path
 
-import torch
-
+from pipeline.jobs import cores
+from pipeline.jobs.finished import units_of
 from pipeline.logs import logged
-from pipeline.training.fold import train_fold
+from pipeline.training.job import train_folds
 
-torch.set_num_threads(1)  # fixed, so that predictions do not depend on --cores
-
-with logged(snakemake.log[0]):
+with logged(snakemake.log[0]), cores.own():
     single = {name: next(iter(snakemake.input.get(name) or []), None) for name in ("matrix", "groups", "manifest")}
     bags = {Path(file).stem: file for file in snakemake.input.get("bags") or []}
-    train_fold(
-        settings=snakemake.params.settings,
-        fold=int(snakemake.wildcards.fold),
+    p, table = snakemake.params, Path(snakemake.output[0])
+    train_folds(
+        settings=p.settings,
+        units=units_of(snakemake.wildcards.part, p.folds, p.shuffled),
         files={"patients": snakemake.input.patients, "splits": snakemake.input.splits, "bags": bags, **single},
-        outputs=dict(snakemake.output.items()),
-        code=snakemake.params.code,
+        model=table.parent,
+        table=table,
+        benchmarks=table.parents[1] / "benchmarks",
+        code=p.code,
+        workers=snakemake.threads,
     )

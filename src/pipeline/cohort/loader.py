@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +45,10 @@ class BagStore:
             raise InputError("feature files of different widths", found=found, expected="one encoder for all slides")
         return cls(next(iter(widths)), mapped)
 
-    def fit_scaling(self, patients: Sequence[str]) -> None:
-        """Mean and standard deviation [d] over all patches of `patients` (the training fold); constant features divide by 1."""
+    def scaled_on(self, patients: Sequence[str]) -> BagStore:
+        """The same bags, scaled by mean and standard deviation [d] over all patches of `patients` (the training fold); constant features
+        divide by 1.
+        """
         count, total, square = 0, np.zeros(self.width), np.zeros(self.width)
         for patient in patients:
             for features in self.slides.get(patient, ()):
@@ -55,7 +57,7 @@ class BagStore:
         mean = total / max(count, 1)
         deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0.0))
         spread = np.where(deviation > 1e-6, deviation, 1.0)
-        self.scaler = Scaler("zscore", mean.astype(np.float32), spread.astype(np.float32), np.zeros(self.width, np.float32))
+        return replace(self, scaler=Scaler("zscore", mean.astype(np.float32), spread.astype(np.float32), np.zeros(self.width, np.float32)))
 
     def length(self, patient: str) -> int:
         """Number of patches of the patient (0: no slide)."""

@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,13 @@ def build_model(name: str, inputs: Inputs, variant: str | None = None, **overrid
 def _settings(name: str, config: Path | None) -> tuple[dict[str, Any], Path]:
     _known("model", name, available_models())
     file = (config or ROOT) / "models" / f"{name}.yaml"
-    return read_yaml(file), file
+    return _read(file, file.stat().st_mtime_ns if file.is_file() else 0), file
+
+
+@cache
+def _read(file: Path, _: int) -> dict[str, Any]:
+    """The file as it is since that time: a workflow of thousands of jobs asks for it at each. Not to be changed."""
+    return read_yaml(file)
 
 
 def _known(kind: str, word: str, known: Any, *, file: Path | None = None) -> None:

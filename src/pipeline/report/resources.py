@@ -23,7 +23,7 @@ JOBS = [  # names of jobs' files in the workflow's order; the page's own job is 
     r"(?P<rule>features)_(?P<of>.+)_\d+",
     r"(?P<rule>mri_features)_(?P<of>.+)",
     r"(?P<rule>omics_matrix)",
-    r"(?P<rule>train)_(?P<of>.+?)(?P<control>_shuffled\d+)?_\d+",
+    r"(?P<rule>train)_(?P<of>.+?)(?P<control>_shuffled\d+)?_\d+",  # one a fold: a job of many measures each
     r"(?P<rule>predict_scenarios)_(?P<of>.+)",
     r"(?P<rule>evaluate)_(?P<of>.+)",
     r"(?P<rule>scenarios)",

@@ -20,6 +20,7 @@ from pipeline.study.loading import cohort_names, load_study
 from pipeline.study.models import (
     all_models,
     fold_settings,
+    folds_per_job,
     missing,
     modalities,
     model_file,
@@ -55,6 +56,7 @@ __all__ = [
     "fold_count",
     "fold_settings",
     "folder_listing",
+    "folds_per_job",
     "groupings",
     "has_data",
     "included",

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config import ROOT, read_yaml
 from pipeline.errors import InputError, nearest
+from pipeline.models.registry import load_model_config
 from pipeline.study.inputs import kind, splits, tables
 from pipeline.study.slides import slides_absent
 
@@ -124,20 +125,28 @@ def models_to_run(study: Mapping[str, Any]) -> list[str]:
 
 def fold_settings(study: Mapping[str, Any], model: str, shuffled: int | None = None) -> dict[str, Any]:
     """Everything that training one fold of `model` depends on, and nothing else; `shuffled`: the repetition on permuted labels."""
-    keys = ("name", "seed", "bins", "bag_scaling", "training")
+    name, _, variant = model.partition("+")
+    keys = ("name", "seed", "bins", "bag_scaling")
     return {
         **{key: study[key] for key in keys},
+        "training": {key: value for key, value in study["training"].items() if key != "folds_per_job"},
+        "configured": load_model_config(name, variant or None, preset=study["name"]),
         "endpoint": study["endpoint"],
         "kind": kind(study),
         "model": model,
         "modalities": model_needs(study, model),
         "options": model_options(study, model),
-        "preset": study["name"],
         "omics": {key: study["omics"][key] for key in ("scaling", "impute", "clip", "select")},
         "tables": tables(study),
         "table_scaling": {name: {key: table[key] for key in ("scaling", "impute")} for name, table in study["tables"].items()},
         **({} if shuffled is None else {"shuffled": shuffled}),
     }
+
+
+def folds_per_job(study: Mapping[str, Any], usual: int | None = None) -> int | None:
+    """How many folds of a model one job trains; None: all of them. usual: what `auto` stands for, a cluster's profile says 1."""
+    chosen = study["training"].get("folds_per_job", "auto")
+    return usual if chosen == "auto" else int(chosen)
 
 
 def missing(study: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,62 @@ import pandas as pd
 
 from pipeline.cohort.bags import open_bag_store
 from pipeline.cohort.loader import BagStore, CohortData
-from pipeline.cohort.vectors import read_vectors
+from pipeline.cohort.splits import fold_patients, read_splits
+from pipeline.cohort.vectors import Vectors, read_vectors
 from pipeline.errors import InputError
 from pipeline.models.interface import Inputs
-from pipeline.omics.matrix import read_matrix
+from pipeline.omics.matrix import OmicsMatrix, read_matrix
 from pipeline.omics.scaling import Scaler
 from pipeline.omics.selection import Selection
-from pipeline.tables import read_table
+from pipeline.tables import numeric, read_table
+
+
+@dataclass(frozen=True)
+class RawData:
+    """What all folds of a study read, as it is on disk: read once for all of them, and changed by none.
+
+    patients: the cohort's table, sorted by id, with numbers for time and event. splits: the table of the folds. matrix and groups: of the
+    molecular features, None where no model asks for them. tables and bags: by modality.
+    """
+
+    patients: pd.DataFrame
+    splits: pd.DataFrame
+    matrix: OmicsMatrix | None = None
+    groups: pd.DataFrame | None = None
+    tables: Mapping[str, Vectors] = field(default_factory=dict)
+    bags: Mapping[str, BagStore] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, files: Mapping[str, Any], settings: Mapping[str, Any]) -> RawData:
+        """Read the modalities that the model of `settings` (see `study.fold_settings`) asks for.
+
+        files: `patients`, `splits`, `matrix`, `groups`, `manifest` (a path or None), `bags` (modality → path).
+        Raises `InputError` for a file that cannot be used.
+        """
+        patients = read_patients(files["patients"])
+        matrix, groups, tables, bags = None, None, {}, {}
+        for modality in settings["modalities"]:
+            if modality == "wsi":
+                bags[modality] = load_bags(files["manifest"], patients)
+            elif modality in files["bags"]:
+                bags[modality] = open_bag_store(files["bags"][modality])
+            elif modality == "omics":
+                matrix, groups = read_matrix(files["matrix"]), read_table(files["groups"], ["grouping", "group", "feature"])
+            else:
+                tables[modality] = read_vectors(**settings["tables"][modality])
+        return cls(patients, read_splits(files["splits"]), matrix, groups, tables, bags)
+
+    def sides(self, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The patients of the fold's training and of its test side, each sorted by id."""
+        train, test = (self.patients[self.patients["patient_id"].isin(ids)] for ids in fold_patients(self.splits, fold))
+        return train.reset_index(drop=True), test.reset_index(drop=True)
+
+
+def read_patients(file: str | Path) -> pd.DataFrame:
+    """The cohort's table, sorted by id, with numbers for time and event."""
+    patients = read_table(file, ["time", "event"], patient_id="patient_id")
+    patients[["time", "event"]] = numeric(patients, ["time", "event"], file, allow_missing=False)
+    return patients.sort_values("patient_id").reset_index(drop=True)
 
 
 @dataclass
@@ -55,11 +104,10 @@ def training_rows(ids: Sequence[str], train: pd.DataFrame, modality: str) -> tup
     return rows, labels["time"].to_numpy(float), labels["event"].to_numpy(int)
 
 
-def group_columns(groups: Path, features: Sequence[str]) -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
+def group_columns(groups: pd.DataFrame, features: Sequence[str]) -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
     """grouping → (column numbers of the omics vector, group after group; group sizes), without groups of which no feature is left."""
-    table = read_table(groups, ["grouping", "group", "feature"])
     at = {name: i for i, name in enumerate(features)}
-    table = table.assign(column=table["feature"].map(at)).dropna(subset="column")
+    table = groups.assign(column=groups["feature"].map(at)).dropna(subset="column")
     found = {}
     for grouping, part in table.groupby("grouping", sort=False):
         sizes = part.groupby("group", sort=False).size()
@@ -67,31 +115,23 @@ def group_columns(groups: Path, features: Sequence[str]) -> dict[str, tuple[np.n
     return found
 
 
-def offer(
-    files: Mapping[str, Any], settings: Mapping[str, Any], wanted: Sequence[str], patients: pd.DataFrame, train: pd.DataFrame
-) -> Offered:
-    """Load the modalities `wanted` of the cohort; whatever is fitted is fitted on the patients of `train` (patient_id, time, event).
+def offer(raw: RawData, settings: Mapping[str, Any], train: pd.DataFrame) -> Offered:
+    """The modalities of `raw` as one fold reads them; whatever is fitted is fitted on the patients of `train` (patient_id, time, event).
 
-    files: `matrix`, `groups`, `manifest` (a path or None), `bags` (modality → path). settings: see `study.fold_settings`.
+    settings: see `study.fold_settings`.
     """
     found = Offered(CohortData({}, {}, {}), Inputs())
-    bags, vectors, groups, sizes = {}, {}, {}, {}
-    for modality in wanted:
-        if modality == "wsi":
-            bags[modality] = load_bags(files["manifest"], patients)
-        elif modality in files["bags"]:
-            bags[modality] = open_bag_store(files["bags"][modality])
-        elif modality == "omics":
-            values, owners, features = _omics(files["matrix"], settings["omics"], train, found)
-            columns = group_columns(files["groups"], features)
-            groups = {name: c for name, (c, _) in columns.items()}
-            sizes = {name: n for name, (_, n) in columns.items()}
-            vectors[modality] = ({patient: i for i, patient in enumerate(owners)}, values)
-        else:
-            vectors[modality] = _table(modality, settings, train, found)
+    bags, vectors, groups, sizes = dict(raw.bags), {}, {}, {}
+    if raw.matrix:
+        values, owners, features = _omics(raw.matrix, settings["omics"], train, found)
+        columns = group_columns(raw.groups, features)
+        groups = {name: c for name, (c, _) in columns.items()}
+        sizes = {name: n for name, (_, n) in columns.items()}
+        vectors["omics"] = ({patient: i for i, patient in enumerate(owners)}, values)
+    for modality, table in raw.tables.items():
+        vectors[modality] = _table(modality, table, settings["table_scaling"][modality], train, found)
     if settings["bag_scaling"] == "zscore":
-        for store in bags.values():
-            store.fit_scaling(list(train["patient_id"]))
+        bags = {modality: store.scaled_on(list(train["patient_id"])) for modality, store in bags.items()}
     found.scaling |= {name: store.scaler for name, store in bags.items() if store.scaler}
     widths = {name: block.shape[1] for name, (_, block) in vectors.items()}
     found.inputs = Inputs({m: s.width for m, s in bags.items()}, widths, sizes, settings["bins"])
@@ -99,9 +139,8 @@ def offer(
     return found
 
 
-def _omics(file: Path, how: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+def _omics(matrix: OmicsMatrix, how: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
     """Scaled values [P, F] of the selected features, patients P, features F; notes scaling and columns in `found`."""
-    matrix = read_matrix(file)
     rows, time, event = training_rows(matrix.patients, train, "omics")
     kinds = [feature.rpartition("_")[2] for feature in matrix.features]
     chosen = Selection.fit(matrix.values[rows], time, event, how["select"]["method"], how["select"]["features"], kinds=kinds)
@@ -112,9 +151,10 @@ def _omics(file: Path, how: Mapping[str, Any], train: pd.DataFrame, found: Offer
     return scaler.transform(values), matrix.patients, features
 
 
-def _table(modality: str, settings: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[dict[str, int], np.ndarray]:
+def _table(
+    modality: str, table: Vectors, how: Mapping[str, Any], train: pd.DataFrame, found: Offered
+) -> tuple[dict[str, int], np.ndarray]:
     """The scaled rows of a further table, by patient; a code that no training patient has is no column."""
-    table, how = read_vectors(**settings["tables"][modality]), settings["table_scaling"][modality]
     rows, _, _ = training_rows(table.patients, train, modality)
     kept = table.known_to(rows)
     values = table.values[:, kept]

@@ -1,9 +1,7 @@
-"""One fold, from the cohort's files to predictions of its held-out patients."""
+"""One fold, from what the cohort offers to predictions of its held-out patients."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,63 +14,62 @@ import torch
 
 from pipeline.cohort.bins import TimeBins
 from pipeline.cohort.record import Labels
-from pipeline.cohort.splits import fold_patients, read_splits
 from pipeline.errors import InputError
-from pipeline.models import build_model, load_model_config
+from pipeline.models import build_model
 from pipeline.nn.hazards import risk_score, survival
 from pipeline.seeds import seed_from
-from pipeline.tables import numeric, read_table, write_table
+from pipeline.tables import write_table
 from pipeline.training.artifacts import inputs_to_dict, save_fold
 from pipeline.training.cost import training_seconds
-from pipeline.training.dataset import Offered, offer
+from pipeline.training.dataset import Offered, RawData, offer
 from pipeline.training.loop import Trainer
 from pipeline.training.protocol import Protocol
 
 log = logging.getLogger(__name__)
+FILES = ("predictions.tsv", "history.tsv", "model.safetensors", "model.yaml")  # of a fold
 HISTORY = ["epoch", "train_loss", "inner_loss", "inner_c_index", "test_c_index"]
 
 
-def train_fold(*, settings: Mapping[str, Any], fold: int, files: Mapping[str, Any], outputs: Mapping[str, Path], code: str) -> None:
-    """Train `settings["model"]` on fold `fold` and write its four files.
+def train_fold(*, settings: Mapping[str, Any], fold: int, raw: RawData, folder: Path, code: str, key: str) -> None:
+    """Train `settings["model"]` on fold `fold` and write its four files (`FILES`) into `folder`.
 
-    files: patients, splits, matrix, groups, manifest (None where absent), bags (modality → path). settings: `study.fold_settings`;
-    with `shuffled`, the number of the repetition on permuted labels. outputs: predictions, history, weights, model.
+    settings: `study.fold_settings`; with `shuffled`, the number of the repetition on permuted labels. key: what all of it depends on, by
+    which a checkpoint in the folder is taken up again.
     A fold that cannot be trained (no event, no patient with the modalities, a loss that diverges) still writes its files:
     empty tables and the reason under `failure` in model.yaml, so that the summary lists it instead of losing the model.
     """
     facts: dict[str, Any] = {"model": settings["model"], "cohort": settings["name"], "endpoint": settings["endpoint"], "fold": fold}
     control = ("shuffled", settings["shuffled"]) if "shuffled" in settings else ()
     facts |= {"seed": seed_from(settings["name"], settings["model"], fold, settings["seed"], *control), "code": code, "failure": None}
-    checkpoint = Path(outputs["model"]).with_name("checkpoint.pt")
+    checkpoint = folder / "checkpoint.pt"
     try:
-        run = Fold(settings, fold, files, facts)
-        history = run.train(checkpoint)
+        run = Fold(settings, fold, raw, facts)
+        history = run.train(checkpoint, key)
         predictions, model = run.predict(), run.model
     except InputError as error:
         log.error("fold %d failed: %s", fold, error)
         facts["failure"] = str(error)
         history, model = [], None
         predictions = pd.DataFrame(columns=["patient_id", "time", "event", "risk"])
-    write_table(pd.DataFrame(history, columns=HISTORY), outputs["history"])
-    save_fold(Path(outputs["weights"]), Path(outputs["model"]), model, facts)
-    write_table(predictions, outputs["predictions"])
+    write_table(pd.DataFrame(history, columns=HISTORY), folder / "history.tsv")
+    save_fold(folder / "model.safetensors", folder / "model.yaml", model, facts)
+    write_table(predictions, folder / "predictions.tsv")
     checkpoint.unlink(missing_ok=True)
 
 
 class Fold:
     """The parts of one run; `facts` collects what model.yaml will say."""
 
-    def __init__(self, settings: Mapping[str, Any], fold: int, files: Mapping[str, Any], facts: dict[str, Any]) -> None:
-        self.facts, self.files, options = facts, input_states(files, settings), settings["options"]
+    def __init__(self, settings: Mapping[str, Any], fold: int, raw: RawData, facts: dict[str, Any]) -> None:
+        self.facts, configured = facts, settings["configured"]
         name, _, variant = settings["model"].partition("+")
-        configured = load_model_config(name, variant or None, preset=settings["preset"])
-        options = {**configured["model"], **options}
+        options = {**configured["model"], **settings["options"]}
         self.protocol = protocol_of(configured["training"], settings, f"config/models/{name}.yaml")
-        patients, train, test = read_sides(files, fold)
+        train, test = raw.sides(fold)
         if "shuffled" in settings:
             train = permute_labels(train, facts["seed"])
-        self.bins = self._fit_bins(patients if self.protocol.bins_from == "cohort" else train, settings)
-        self.offered: Offered = offer(files, settings, settings["modalities"], patients, train)
+        self.bins = self._fit_bins(raw.patients if self.protocol.bins_from == "cohort" else train, settings)
+        self.offered: Offered = offer(raw, settings, train)
         inputs = replace(self.offered.inputs, bins=1 if self.protocol.loss == "cox" else self.bins.count)
         torch.manual_seed(seed_from(facts["seed"], "weights"))
         self.model = build_model(name, inputs, variant or None, **options)
@@ -104,14 +101,11 @@ class Fold:
         time, event = rows["time"].to_numpy(float), rows["event"].to_numpy(int)
         return Labels(list(rows["patient_id"]), time, event, self.bins.assign(time), self.bins.edges)
 
-    def train(self, checkpoint: Path) -> list[dict[str, float]]:
-        """Fit the model; returns the history."""
+    def train(self, checkpoint: Path, key: str) -> list[dict[str, float]]:
+        """Fit the model, from `checkpoint` where it is of the same key; returns the history."""
         train, inner = self.labels(self.train_rows), None
         if self.protocol.selection == "inner":
             train, inner = inner_split(train, self.protocol.inner_share, self.facts["seed"])
-        key = hashlib.sha256(
-            json.dumps([self.facts, self.files, list(train.patients), list(self.test["patient_id"])], default=str).encode()
-        ).hexdigest()
         trainer = Trainer(self.model, self.offered.data, self.protocol, self.facts["seed"])
         history = trainer.fit(train, inner, self.labels(self.test), checkpoint, key)
         self.trainer = trainer
@@ -157,28 +151,10 @@ def protocol_of(configured: Mapping[str, Any], settings: Mapping[str, Any], file
     return Protocol.of(chosen, file)
 
 
-def input_states(files: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Size and time of every file that training reads: a checkpoint is not taken up again once one of them has been replaced."""
-    tables = [table["file"] for name, table in settings["tables"].items() if name in settings["modalities"]]
-    single = [files[name] for name in ("patients", "splits", "matrix", "groups", "manifest") if files[name]]
-    states = [Path(file).stat() for file in [*single, *files["bags"].values(), *tables]]
-    return [(state.st_size, state.st_mtime_ns) for state in states]
-
-
 def permute_labels(train: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The control: time and event, together, dealt anew among the training patients; whatever is then found is noise."""
     order = np.random.default_rng(seed_from(seed, "shuffled labels")).permutation(len(train))
     return train.assign(**{column: train[column].to_numpy()[order] for column in ("time", "event")})
-
-
-def read_sides(files: Mapping[str, Any], fold: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The cohort's patients, and those of the fold's training and test side, each sorted by id."""
-    patients = read_table(files["patients"], ["time", "event"], patient_id="patient_id")
-    patients[["time", "event"]] = numeric(patients, ["time", "event"], files["patients"], allow_missing=False)
-    patients = patients.sort_values("patient_id").reset_index(drop=True)
-    sides = fold_patients(read_splits(files["splits"]), fold)
-    train, test = (patients[patients["patient_id"].isin(ids)].reset_index(drop=True) for ids in sides)
-    return patients, train, test
 
 
 def inner_split(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:

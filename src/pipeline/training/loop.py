@@ -77,7 +77,7 @@ class Trainer:
             sys.exit(STATUS)
 
         saved = time.monotonic()
-        bar = progress(self.protocol.epochs * len(self.model.stages), len(history))
+        say = progress(self.protocol.epochs * len(self.model.stages))
         for stage in range(state["stage"] if state else 0, len(self.model.stages)):
             self._enter(stage)
             past = [row for row in history if row.get("stage") == stage]
@@ -92,7 +92,7 @@ class Trainer:
                 history.append(row)
                 past.append(row)
                 best = self._better(row, best)
-                bar(row)
+                say(row)
                 if self.stop_asked():  # it came after the last step
                     stop()
                 if time.monotonic() - saved >= self.protocol.checkpoint_seconds and len(past) < self.protocol.epochs:
@@ -283,18 +283,8 @@ def _restore_random(states: dict[str, Any], rng: np.random.Generator) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def progress(epochs: int, done: int) -> Callable[[dict[str, float]], None]:
-    """A bar with the current loss on a terminal, a plain line an epoch (at most about ten) in a log."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        bar = tqdm(total=epochs, initial=done, unit="epoch")
-
-        def show(row: dict[str, float]) -> None:
-            bar.set_postfix(loss=f"{row['train_loss']:.4f}", refresh=False)
-            bar.update()
-
-        return show
+def progress(epochs: int) -> Callable[[dict[str, float]], None]:
+    """Says the loss of about every tenth of the epochs in the log."""
     every = max(1, epochs // 10)
 
     def line(row: dict[str, float]) -> None:

@@ -21,7 +21,8 @@ from pipeline.errors import InputError
 from pipeline.nn.hazards import risk_score
 from pipeline.seeds import seed_from
 from pipeline.tables import write_table
-from pipeline.training.fold import Fold, read_sides
+from pipeline.training.dataset import RawData
+from pipeline.training.fold import Fold
 from pipeline.training.loop import Trainer
 
 COLUMNS = ["scenario", "fill", "draw", "fold", "patient_id", "lacks", "time", "event", "risk", "reason"]
@@ -35,29 +36,30 @@ def predict_scenarios(
     """Predict the test patients of every trained fold under every scenario and write one table.
 
     settings: `study.fold_settings`; missing: `study.missing`; folds: folders with ``model.safetensors`` and ``model.yaml``; files: as
-    for `train_fold`. Output: scenario, fill, draw, fold, patient_id, lacks (what was taken, `;`-separated), time, event, risk, and where
+    for `RawData.read`. Output: scenario, fill, draw, fold, patient_id, lacks (what was taken, `;`-separated), time, event, risk, and where
     there is no risk the reason. Every test patient of a fold has a row in each draw of each scenario, those of a failed fold too.
     Raises `InputError` when a rebuilt fold is not the one that was trained.
     """
-    table = pd.concat([predict_fold(settings, missing, Path(folder), files) for folder in folds])
+    raw = RawData.read(files, settings)
+    table = pd.concat([predict_fold(settings, missing, Path(folder), raw) for folder in folds])
     order = {scenario["name"]: at for at, scenario in enumerate(missing["scenarios"])}
     table = table.assign(at=table["scenario"].map(order)).sort_values(["at", "draw", "fold", "patient_id"], kind="stable")
     table = table.assign(fill=missing["fill"], lacks=[";".join(sorted(lacks)) for lacks in table["lacks"]])
     write_table(table[COLUMNS], output)
 
 
-def predict_fold(settings: Mapping[str, Any], missing: Mapping[str, Any], folder: Path, files: Mapping[str, Any]) -> pd.DataFrame:
+def predict_fold(settings: Mapping[str, Any], missing: Mapping[str, Any], folder: Path, raw: RawData) -> pd.DataFrame:
     """The rows of one fold, `lacks` as sets.
 
     What a model says of a patient depends on what is left of him alone, so that he is predicted once for each such remainder, not
     once a draw; patients of whom the same was taken go through the model together.
     """
     trained = read_yaml(folder / "model.yaml")
-    *_, test = read_sides(files, trained["fold"])
+    _, test = raw.sides(trained["fold"])
     rows = conditions(test, missing["scenarios"], missing["draws"], (settings["name"], settings["seed"], trained["fold"]))
     if trained["failure"]:
         return rows.assign(risk=np.nan, reason="the fold failed: " + " ".join(trained["failure"].split()))
-    run, trainer = rebuild(settings, folder, files, trained)
+    run, trainer = rebuild(settings, folder, raw, trained)
     keys = [(patient, lacks & set(run.model.modalities)) for patient, lacks in zip(rows["patient_id"], rows["lacks"], strict=True)]
     found: dict[tuple[str, frozenset[str]], tuple[float, str | None]] = {}
     for taken in sorted({taken for _, taken in keys}, key=sorted):
@@ -71,14 +73,14 @@ def predict_fold(settings: Mapping[str, Any], missing: Mapping[str, Any], folder
     return rows.assign(risk=risk, reason=reason)
 
 
-def rebuild(settings: Mapping[str, Any], folder: Path, files: Mapping[str, Any], trained: Mapping[str, Any]) -> tuple[Fold, Trainer]:
+def rebuild(settings: Mapping[str, Any], folder: Path, raw: RawData, trained: Mapping[str, Any]) -> tuple[Fold, Trainer]:
     """The fold of `folder` with its trained weights and its data, from what `trained` (its ``model.yaml``) says.
 
     Raises `InputError` when scaling, columns, time bins, options or the shapes of the inputs are no longer those of the training.
     """
     from safetensors.torch import load_file
 
-    run = Fold(settings, trained["fold"], files, {"seed": trained["seed"]})
+    run = Fold(settings, trained["fold"], raw, {"seed": trained["seed"]})
     changed = [name for name in FITTED if run.facts[name] != trained[name]]
     if changed:
         raise InputError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
 from pipeline.errors import InputError
+from pipeline.jobs.forking import die_with_parent, how_it_ended
 from pipeline.slides.opening import UnreadableRegionError
 from pipeline.stopping import GRACE
 
@@ -74,7 +74,7 @@ def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterat
                     done, deaths = done + 1, 0
         except EOFError:
             child.join()
-            end = _end(child.exitcode)
+            end = how_it_ended(child.exitcode, "a crash of the decoder")
         except SystemExit:  # the job is told to stop: the child keeps what it has done of its slide
             child.terminate()
             child.join(GRACE)
@@ -103,7 +103,7 @@ def _start(rows: Sequence[dict], process: Process, retry: bool) -> tuple[multipr
 
 def _work(rows: Sequence[dict], process: Process, parent: Connection, retry: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()
     _parent.append(parent)
     if retry:
         _retries.set()
@@ -112,11 +112,6 @@ def _work(rows: Sequence[dict], process: Process, parent: Connection, retry: boo
         parent.send((kind, value))
         if kind == "stop":
             return
-
-
-def _die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _outcome(row: dict, process: Process) -> tuple[str, object]:
@@ -148,10 +143,3 @@ def _explained(error: Exception, slide_id: str) -> Failure:
         log.exception("slide %s met an error that was not foreseen", slide_id)
     reason = " ".join(f"slide {slide_id}: {type(error).__name__}: {error}".split())
     return Failure(reason=reason, remedy=COPY_AGAIN)
-
-
-def _end(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit status {code}"
-    name = signal.Signals(-code).name
-    return f"{name}: perhaps out of memory" if name == "SIGKILL" else f"{name}: a crash of the decoder"

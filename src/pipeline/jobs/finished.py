@@ -1,0 +1,92 @@
+"""The proof that a fold is finished, and the one owner of ``folds_<part>.tsv``, the table of a job's folds.
+
+A fold's files are no outputs that Snakemake knows: it would delete all folds of a job of which one fails. A fold is taken for done when its
+folder holds a proof of the same key, and every file that the proof names has the digest it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pipeline.config import read_yaml
+from pipeline.errors import InputError
+from pipeline.files import sha256, write_text
+
+PROOF = "finished.yaml"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One fold to be trained: of the study, or of a repetition on permuted labels."""
+
+    fold: int
+    repetition: int | None = None
+
+    def folder(self, model: Path) -> Path:
+        """Where its files are, below the folder of the model."""
+        return (model if self.repetition is None else model / f"shuffled{self.repetition}") / f"fold{self.fold}"
+
+    def __str__(self) -> str:
+        """In a log.
+
+        >>> print(Unit(3), "|", Unit(0, 2))
+        fold 3 | permutation 2, fold 0
+        """
+        return ("" if self.repetition is None else f"permutation {self.repetition}, ") + f"fold {self.fold}"
+
+
+def units_of(part: str, folds: int, shuffled: bool = False) -> list[Unit]:
+    """The folds of a job by its name: ``0-4`` or ``3``. Of permuted labels they count on: fold k of repetition r is r × folds + k.
+
+    >>> [str(unit) for unit in units_of("4-5", 5, shuffled=True)]
+    ['permutation 0, fold 4', 'permutation 1, fold 0']
+    """
+    first, _, last = part.partition("-")
+    numbers = range(int(first), int(last or first) + 1)
+    return [Unit(n % folds, n // folds) if shuffled else Unit(n) for n in numbers]
+
+
+def parts(count: int, per_job: int | None) -> list[str]:
+    """Names of the jobs over `count` folds, at most `per_job` in each (None: all).
+
+    >>> parts(5, 2), parts(5, None)
+    (['0-1', '2-3', '4'], ['0-4'])
+    """
+    per_job = per_job or max(count, 1)
+    ends = [(first, min(first + per_job, count) - 1) for first in range(0, count, per_job)]
+    return [str(first) if first == last else f"{first}-{last}" for first, last in ends]
+
+
+def is_finished(folder: Path, key: str) -> bool:
+    """Whether the fold in `folder` is done with this key, and its files are as they were then."""
+    try:
+        proof = read_yaml(folder / PROOF)
+        return proof["key"] == key and all(sha256(folder / name) == digest for name, digest in proof["files"].items())
+    except (InputError, KeyError, AttributeError, OSError):
+        return False
+
+
+def prove(folder: Path, key: str, files: Sequence[str]) -> None:
+    """Write the proof of a fold whose `files`, names in `folder`, are all written."""
+    write_text(folder / PROOF, yaml.safe_dump({"key": key, "files": {name: sha256(folder / name) for name in files}}, sort_keys=False))
+
+
+def write_folds(units: Iterable[Unit], model: Path, table: Path) -> None:
+    """Write a job's table: one row per fold with its folder below `model` and the digest of its proof, which tells of every change."""
+    rows = [f"{unit.folder(Path())}\t{sha256(unit.folder(model) / PROOF)}\n" for unit in units]
+    write_text(table, "".join(["folder\tproof\n", *rows]))
+
+
+def fold_folders(tables: Iterable[str | Path]) -> list[Path]:
+    """The folders of all folds that the jobs' tables list, in their order."""
+    found = []
+    for table in map(Path, tables):
+        header, *rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
+        if header != ["folder", "proof"]:
+            raise InputError("is no table of folds", file=table, found=" ".join(header), expected="folder and proof", remedy="Delete it.")
+        found += [table.parent / folder for folder, _ in rows]
+    return found

@@ -1,0 +1,104 @@
+"""Tasks of one job in forked processes: imports and data are loaded once, and a task that dies takes no other along."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+from pipeline.jobs import cores
+from pipeline.stopping import GRACE
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Process = multiprocessing.context.ForkProcess
+LOOK = 0.5  # seconds between two looks for an idle core
+
+
+def run_forked(tasks: Sequence[T], work: Callable[[T], None], workers: int = 1) -> dict[T, str]:
+    """Call `work` with each of `tasks`, in that order, each call in a process forked from this one.
+
+    At most `workers` at a time, and further ones while the run has idle cores (`cores.take`). A process that dies is no other's end.
+    When this process is told to stop, the forked ones are told too and may keep what they have done; when it dies, so do they.
+
+    Returns how those ended that did not end well, by task: nothing when all is done.
+    """
+    context = multiprocessing.get_context("fork")
+    waiting, running, ended = list(tasks), {}, {}
+    try:
+        while waiting or running:
+            while waiting and (slot := _room(running, workers)) is not None:
+                task = waiting.pop(0)
+                process = context.Process(target=_call, args=(work, task), daemon=True)
+                process.start()
+                running[process] = task, slot
+                slot.close()  # the lock is the process's own from here on
+            wait([process.sentinel for process in running], LOOK if waiting else None)
+            for process in [process for process in running if not process.is_alive()]:
+                task, _ = running.pop(process)
+                if process.exitcode:
+                    ended[task] = how_it_ended(process.exitcode)
+    finally:
+        _end(list(running))
+    return ended
+
+
+def _room(running: dict[Process, tuple], workers: int) -> object | None:
+    """What a further process holds while it lives: nothing for the first `workers`, else an idle core; None where there is no room."""
+    own = sum(isinstance(slot, nullcontext) for _, slot in running.values())
+    return _Own() if own < workers else cores.take()
+
+
+class _Own(nullcontext):
+    """The core that the job was given."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _call(work: Callable[[T], None], task: T) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    die_with_parent()
+    try:
+        work(task)
+    except Exception:
+        log.exception("%s: unexpected error: please report it together with this log", task)
+        sys.exit(1)
+
+
+def _end(processes: Sequence[Process]) -> None:
+    """Tell them to stop, and after `GRACE` seconds do not ask any more."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + GRACE
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        process.kill()
+        process.join()
+
+
+def die_with_parent() -> None:
+    """From now on this forked process ends when its parent does, be it by a kill."""
+    threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+def _watch_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def how_it_ended(code: int | None, crash: str = "a crash") -> str:
+    """The end of a process in words, from its exit code as `multiprocessing` gives it; `crash`: what a signal other than SIGKILL tells of."""
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    name = signal.Signals(-code).name
+    return f"{name}: perhaps out of memory" if name == "SIGKILL" else f"{name}: {crash}"

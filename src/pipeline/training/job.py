@@ -1,0 +1,109 @@
+"""A job of many folds of one model: finished ones are kept, the others are trained in processes forked from one that has read the data.
+
+PyTorch is imported only when a fold is left to be trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import sha256
+from pipeline.jobs.finished import Unit, is_finished, prove, write_folds
+from pipeline.jobs.forking import run_forked
+from pipeline.logs import name_lines
+from pipeline.measuring import measured, used
+from pipeline.tables import read_table
+
+log = logging.getLogger(__name__)
+
+
+def train_folds(
+    *,
+    settings: Mapping[str, Any],
+    units: Sequence[Unit],
+    files: Mapping[str, Any],
+    model: Path,
+    table: Path,
+    benchmarks: Path,
+    code: str,
+    workers: int = 1,
+) -> None:
+    """Train those of `units` that are not finished, each in a process of its own, and write the job's table.
+
+    settings: `study.fold_settings`; files: as for `RawData.read`; model: the folder of the model, with one folder per fold; benchmarks:
+    the folder for what each fold took; code: the version of what trains; workers: folds at a time (more while the run has idle cores).
+    A fold that cannot be trained is a result and listed as such. One whose process dies is not: the others are finished, and the job
+    ends with status 1.
+    """
+    inputs = input_digest(files, settings)
+    keys = {unit: fold_key(settings, unit, inputs, code) for unit in units}
+    left = [unit for unit in units if not is_finished(unit.folder(model), keys[unit])]
+    if len(left) < len(units):
+        log.info("%d of %d folds are finished and kept", len(units) - len(left), len(units))
+    if left:
+        lost = _train(settings, left, files, model, benchmarks, code, keys, workers)
+        for unit, end in lost.items():
+            log.error("%s was not finished: its process ended (%s)", unit, end)
+        if lost:
+            remedy = "more memory (mem_mb), if that was the cause; what is finished is kept"
+            log.error("%d of %d folds are not finished; run again, with %s", len(lost), len(units), remedy)
+            sys.exit(1)
+    write_folds(units, model, table)
+
+
+def _train(
+    settings: Mapping[str, Any],
+    units: Sequence[Unit],
+    files: Mapping[str, Any],
+    model: Path,
+    benchmarks: Path,
+    code: str,
+    keys: Mapping[Unit, str],
+    workers: int,
+) -> dict[Unit, str]:
+    """Train the folds; how those processes ended that did not end well."""
+    import torch
+
+    from pipeline.training.dataset import RawData
+    from pipeline.training.fold import FILES, train_fold
+
+    torch.set_num_threads(1)  # fixed, so that predictions do not depend on --cores
+    raw = RawData.read(files, settings)
+    start = used()[1] / len(units)  # each fold's share of what was loaded for all
+
+    def train(unit: Unit) -> None:
+        name_lines(str(unit))
+        folder = unit.folder(model)
+        chosen = settings if unit.repetition is None else {**settings, "shuffled": unit.repetition}
+        with measured(benchmarks / f"train_{model.name}_{_number(unit)}.tsv", start):
+            train_fold(settings=chosen, fold=unit.fold, raw=raw, folder=folder, code=code, key=keys[unit])
+        prove(folder, keys[unit], FILES)
+
+    return run_forked(units, train, workers)
+
+
+def _number(unit: Unit) -> str:
+    return str(unit.fold) if unit.repetition is None else f"shuffled{unit.repetition}_{unit.fold}"
+
+
+def fold_key(settings: Mapping[str, Any], unit: Unit, inputs: str, code: str) -> str:
+    """A digest of all that the fold's files depend on."""
+    return hashlib.sha256(json.dumps([settings, unit.fold, unit.repetition, inputs, code], default=str).encode()).hexdigest()
+
+
+def input_digest(files: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """A digest of what the model reads: the bytes of tables, size and time of the slides' features."""
+    tables = [table["file"] for name, table in settings["tables"].items() if name in settings["modalities"]]
+    single = [files[name] for name in ("patients", "splits", "matrix", "groups", "manifest") if files[name]]
+    bags = [file for name, file in files["bags"].items() if name in settings["modalities"]]
+    digests = [sha256(file) for file in [*single, *bags, *tables]]
+    if files["manifest"] and "wsi" in settings["modalities"]:
+        features = read_table(files["manifest"], ["features"])["features"].dropna()
+        digests += [f"{state.st_size} {state.st_mtime_ns}" for state in map(Path.stat, map(Path, features))]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
