@@ -17,6 +17,7 @@ from pipeline.evaluation.model import evaluate_model
 from pipeline.omics.groups import build_groups
 from pipeline.omics.matrix import build_matrix
 from pipeline.tables import read_table, write_table
+from pipeline.training.dataset import RawData
 from pipeline.training.fold import train_fold
 
 STUDY = {
@@ -33,7 +34,6 @@ STUDY = {
     "training": {"epochs": 3},
 }
 SELECTED = {"omics": {"select": {"method": "univariate", "features": 40}}}
-OUTPUTS = {"predictions": "predictions.tsv", "history": "history.tsv", "weights": "model.safetensors", "model": "model.yaml"}
 
 
 class Tables:
@@ -64,8 +64,8 @@ class Tables:
         files = {"patients": cohort / "patients.tsv", "splits": cohort / "splits.tsv", "matrix": self.folder / "omics.h5"}
         files |= {"groups": cohort / "groups.tsv", "manifest": None, "bags": {}}
         shuffled = changes.pop("shuffled", None)
-        settings = studies.fold_settings(self.study(**changes), model, shuffled)
-        train_fold(settings=settings, fold=fold, files=files, outputs={k: folder / v for k, v in OUTPUTS.items()}, code="test")
+        settings = studies.fold_settings(self.study(**changes), model) | ({} if shuffled is None else {"shuffled": shuffled})
+        train_fold(settings=settings, fold=fold, raw=RawData.read(files, settings), folder=folder, code="test", key="test")
         return folder
 
     def evaluate(self, model: str, folders: list[Path], seed: int = 1) -> Path:

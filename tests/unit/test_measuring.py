@@ -12,7 +12,7 @@ def busy(count: int) -> int:
 
 def test_the_figures_are_those_of_the_job_and_its_children_and_the_report_reads_them(tmp_path):
     child = multiprocessing.get_context("fork").Process(target=busy, args=(3_000_000,))
-    with measured(tmp_path / "logs/features_uni_3.log"):
+    with measured(tmp_path / "benchmarks/features_uni_3.tsv"):
         child.start()
         child.join()
     jobs = read_jobs(tmp_path / "benchmarks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -68,11 +68,27 @@ class BagStore:
 
         Without `rng` the sample depends on the patient's id alone.
         """
-        x = np.concatenate(list(self.slides[patient]))
+        x = self._stored(patient, limit, rng)
+        return x.astype(np.float32) if self.scaler is None else self.scaler.transform(x)
+
+    def padded(self, patients: Sequence[str], limit: int | None = None, rng: np.random.Generator | None = None) -> Bag:
+        """The bags of `patients` as one, as long as the longest; of who has none, all is padding. `limit` and `rng` as in `bag`."""
+        stored = [self._stored(p, limit, rng) if self.length(p) else np.zeros((0, self.width), np.float16) for p in patients]
+        longest = max(1, max(len(x) for x in stored))
+        features, mask = np.empty((len(stored), longest, self.width), np.float32), np.zeros((len(stored), longest), bool)
+        for row, x in enumerate(stored):
+            features[row, : len(x)] = x if self.scaler is None else self.scaler.transform(x)
+            features[row, len(x) :] = 0
+            mask[row, : len(x)] = True
+        return Bag(torch.from_numpy(features), torch.from_numpy(mask))
+
+    def _stored(self, patient: str, limit: int | None, rng: np.random.Generator | None) -> np.ndarray:
+        slides = self.slides[patient]
+        x = slides[0] if len(slides) == 1 else np.concatenate(list(slides))
         if limit is not None and len(x) > limit:
             rng = rng or np.random.default_rng(seed_from("patches", patient))
             x = x[np.sort(rng.choice(len(x), limit, replace=False))]
-        return x.astype(np.float32) if self.scaler is None else self.scaler.transform(x)
+        return x
 
 
 @dataclass
@@ -96,15 +112,8 @@ class CohortData:
         """The padded record of `patients`, in that order; `limit` and `rng` sample patches, see `BagStore.bag`."""
         bags, vectors, groups, present = {}, {}, {}, {}
         for modality, store in self.bags.items():
-            arrays = [store.bag(p, limit, rng) if store.length(p) else np.zeros((0, store.width), np.float32) for p in patients]
-            longest = max(1, max(len(x) for x in arrays))
-            features = torch.zeros(len(patients), longest, store.width)
-            mask = torch.zeros(len(patients), longest, dtype=torch.bool)
-            for row, x in enumerate(arrays):
-                features[row, : len(x)] = torch.from_numpy(x)
-                mask[row, : len(x)] = True
-            bags[modality] = Bag(features, mask)
-            present[modality] = mask.any(1)
+            bags[modality] = store.padded(patients, limit, rng)
+            present[modality] = bags[modality].mask.any(1)
         for modality, (rows, values) in self.vectors.items():
             at = np.array([rows.get(p, -1) for p in patients])
             block = np.where(at[:, None] >= 0, values[at], np.float32(0))
@@ -114,17 +123,7 @@ class CohortData:
                 groups = {name: torch.from_numpy(block[:, columns]) for name, columns in self.groups.items()}
         return Patient(bags, vectors, groups, present)
 
-    def passes(self, patients: Sequence[str], batch: int, most: int, sampled: int | None = None) -> Iterator[list[str]]:
-        """Cut `patients`, in order, into runs of at most `batch` whose padded bags hold at most `most` patches."""
-        run: list[str] = []
-        longest = 0
-        for patient in patients:
-            length = max((store.length(patient) for store in self.bags.values()), default=0)
-            length = min(length, sampled) if sampled else length
-            if run and (len(run) == batch or max(longest, length) * (len(run) + 1) > most):
-                yield run
-                run, longest = [], 0
-            run.append(patient)
-            longest = max(longest, length)
-        if run:
-            yield run
+    def lengths(self, patients: Sequence[str], sampled: int | None = None) -> list[int]:
+        """Instances in the longest bag of each patient, of which at most `sampled` are taken."""
+        counts = [max((store.length(patient) for store in self.bags.values()), default=0) for patient in patients]
+        return [min(count, sampled) for count in counts] if sampled else counts

@@ -135,11 +135,10 @@ def _width(row: Mapping[str, Any]) -> dict[str, object]:
 
 def _settings(study: Mapping[str, Any], model: str) -> Iterator[Finding]:
     """A finding where the study's `options` or `training` hold what the model does not know: every fold of it would fail."""
-    from pipeline.models.registry import load_model_config
     from pipeline.training.fold import protocol_of
 
-    name, _, variant = model.partition("+")
-    configured, settings = load_model_config(name, variant or None, preset=study["name"]), studies.fold_settings(study, model)
+    settings = studies.fold_settings(study, model)
+    configured = settings["configured"]
     for option in settings["options"]:
         if option not in (known := configured["model"]):
             problem, expected = f"unknown option of {model}", "one of " + ", ".join(known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,6 @@ class Intake:
 
     def set_up(self) -> Iterator[Finding]:
         """The first fold of each model whose modalities are at hand, up to its training: what it lacks, every fold would lack."""
-        from pipeline.training.fold import Fold
-
         at_hand = {*studies.tables(self.study), *self.files["bags"], *(["omics"] if self.files["matrix"] else [])}
         files = {**self.files, **{name: self.folder / f"{name}.tsv" for name in ("patients", "splits")}}
         try:
@@ -204,13 +202,16 @@ class Intake:
         for model in models:
             settings = studies.fold_settings(self.study, model)
             if at_hand.issuperset(settings["modalities"]):
-                for fault in examine([("models", lambda settings=settings: _begun(Fold, settings, files))]):
+                for fault in examine([("models", lambda settings=settings: _begun(settings, files))]):
                     self.refused.add(model)
                     yield replace(fault, text=f"{model}: {fault.text}")
 
 
-def _begun(start: Callable[..., object], settings: Mapping[str, Any], files: Mapping[str, Any]) -> Sequence[Finding]:
-    start(settings, 0, files, {"seed": settings["seed"]})
+def _begun(settings: Mapping[str, Any], files: Mapping[str, Any]) -> Sequence[Finding]:
+    from pipeline.training.dataset import RawData
+    from pipeline.training.fold import Fold
+
+    Fold(settings, 0, RawData.read(files, settings), {"seed": settings["seed"]})
     return ()
 
 

@@ -97,7 +97,7 @@ def _watch_parent() -> None:
 
 
 def how_it_ended(code: int | None, crash: str = "a crash") -> str:
-    """The end of a process in words, from its exit code as `multiprocessing` gives it; `crash`: what a signal other than SIGKILL tells of."""
+    """The end of a process in words, from its exit code as `multiprocessing` gives it; `crash`: what a signal but SIGKILL tells of."""
     if code is None or code >= 0:
         return f"exit status {code}"
     name = signal.Signals(-code).name

@@ -54,6 +54,8 @@ class HAF(SurvivalModel):
     The biases that cancel in the softmax of the attention get no gradient.
     """
 
+    whole_step = True  # the alignment, the contrast and the means over who has a bag are of all patients of a step
+
     def __init__(
         self,
         inputs: Inputs,

@@ -106,6 +106,8 @@ class SurvivalModel(nn.Module):
     `modalities` lists what the model reads; `requires` what every patient must have for a prediction (a subset). Options may
     change both, so a constructor sets them on the instance. A patient must have at least one of `modalities` in any case.
     `stages`: trained one after the other; a model that has several overrides `enter` and `watched`.
+    `whole_step`: its losses compare the patients of a step with each other, so that in training a step is one pass; the losses of other
+    models are means over the patients, and their steps are cut into passes of like bags.
     `ordered`: the order of a bag's instances matters (position encodings, landmarks). `explain`: fill `attention` and `details` with
     what is costly, too.
     """
@@ -113,6 +115,7 @@ class SurvivalModel(nn.Module):
     modalities: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     stages: tuple[str, ...] = ("all",)
+    whole_step: bool = False
     ordered: bool = False
     explain: bool = False
 

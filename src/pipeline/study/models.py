@@ -123,8 +123,8 @@ def models_to_run(study: Mapping[str, Any]) -> list[str]:
     return models
 
 
-def fold_settings(study: Mapping[str, Any], model: str, shuffled: int | None = None) -> dict[str, Any]:
-    """Everything that training one fold of `model` depends on, and nothing else; `shuffled`: the repetition on permuted labels."""
+def fold_settings(study: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Everything that training the folds of `model` depends on, and nothing else; `configured` is what its file says."""
     name, _, variant = model.partition("+")
     keys = ("name", "seed", "bins", "bag_scaling")
     return {
@@ -139,7 +139,6 @@ def fold_settings(study: Mapping[str, Any], model: str, shuffled: int | None = N
         "omics": {key: study["omics"][key] for key in ("scaling", "impute", "clip", "select")},
         "tables": tables(study),
         "table_scaling": {name: {key: table[key] for key in ("scaling", "impute")} for name, table in study["tables"].items()},
-        **({} if shuffled is None else {"shuffled": shuffled}),
     }
 
 

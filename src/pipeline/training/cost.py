@@ -22,7 +22,7 @@ BACKWARD = 2.0  # a backward pass costs two forward passes
 
 def training_seconds(model: SurvivalModel, data: CohortData, patients: Sequence[str], epochs: int, limit: int | None) -> float:
     """Reference seconds of `epochs` passes over `patients`, by one forward pass of the median bag (of at most `limit` patches)."""
-    lengths = [max((store.length(p) for store in data.bags.values()), default=0) for p in patients]
+    lengths = data.lengths(patients)
     median = patients[sorted(range(len(patients)), key=lambda i: (lengths[i], patients[i]))[len(patients) // 2]]
     counter = OperationCounter()
     device = next(iter(model.state_dict().values())).device

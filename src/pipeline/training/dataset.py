@@ -139,8 +139,10 @@ def offer(raw: RawData, settings: Mapping[str, Any], train: pd.DataFrame) -> Off
     return found
 
 
-def _omics(matrix: OmicsMatrix, how: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """Scaled values [P, F] of the selected features, patients P, features F; notes scaling and columns in `found`."""
+def _omics(
+    matrix: OmicsMatrix, how: Mapping[str, Any], train: pd.DataFrame, found: Offered
+) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """Scaled values [P, F] of the selected features, patients P, features F, noted in `found` with scaling and columns."""
     rows, time, event = training_rows(matrix.patients, train, "omics")
     kinds = [feature.rpartition("_")[2] for feature in matrix.features]
     chosen = Selection.fit(matrix.values[rows], time, event, how["select"]["method"], how["select"]["features"], kinds=kinds)
@@ -151,9 +153,7 @@ def _omics(matrix: OmicsMatrix, how: Mapping[str, Any], train: pd.DataFrame, fou
     return scaler.transform(values), matrix.patients, features
 
 
-def _table(
-    modality: str, table: Vectors, how: Mapping[str, Any], train: pd.DataFrame, found: Offered
-) -> tuple[dict[str, int], np.ndarray]:
+def _table(modality: str, table: Vectors, how: Mapping[str, Any], train: pd.DataFrame, found: Offered) -> tuple[dict[str, int], np.ndarray]:
     """The scaled rows of a further table, by patient; a code that no training patient has is no column."""
     rows, _, _ = training_rows(table.patients, train, modality)
     kept = table.known_to(rows)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cohort.loader import CohortData
+from pipeline.cohort.passes import cut_passes
 from pipeline.cohort.record import Labels, Patient
 from pipeline.errors import InputError
 from pipeline.evaluation.concordance import harrell
@@ -23,7 +24,7 @@ from pipeline.seeds import seed_from
 from pipeline.stopping import STATUS, deferred
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.losses import cox_partial, discrete_nll, l1_penalty
-from pipeline.training.protocol import Protocol
+from pipeline.training.protocol import PASS_COST, PATCHES_PASS, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.data, self.protocol, self.seed = model.to(self.device), data, protocol, seed
         self.optimizer = protocol.make_optimizer(model) if protocol.epochs else None  # without epochs the model fits itself
+        self.whole_step = model.whole_step or protocol.loss == "cox"  # its patients are compared with each other
         self.stage = 0
         self.stop_asked: Callable[[], bool] = lambda: False
         self.amp = protocol.amp and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -109,17 +111,21 @@ class Trainer:
 
         Where a model draws random numbers even here, they are the same ones every time.
         """
-        return torch.cat([output.logits.float().cpu() for output, _ in self._evaluated(patients)])
+        parts, order = [], []
+        for output, rows in self._evaluated(patients):
+            parts.append(output.logits.float().cpu())
+            order.append(rows)
+        return torch.cat(parts)[np.argsort(np.concatenate(order))]
 
-    def _evaluated(self, patients: Sequence[str]) -> Iterator[tuple[Any, int]]:
-        """The output of each pass over `patients` in eval mode, and its number of patients."""
+    def _evaluated(self, patients: Sequence[str], whole: bool = False) -> Iterator[tuple[Any, np.ndarray]]:
+        """The output of each pass over `patients` in eval mode, and which of them it holds; `whole`: see `_passes`."""
         limit = self.protocol.max_patches_eval
         self.model.eval()
         torch.manual_seed(seed_from(self.seed, "predict"))
-        for run in self._passes(patients, limit):
+        for rows in self._passes(patients, limit, whole):
             if self.stop_asked():
                 raise StopAskedError
-            yield self._forward(self.data.batch(run, limit).to(self.device)), len(run)
+            yield self._forward(self.data.batch([patients[i] for i in rows], limit).to(self.device)), rows
 
     # --- one epoch ---
 
@@ -162,17 +168,16 @@ class Trainer:
 
     def _accumulate(self, batch: Labels, divisor: int, rng: np.random.Generator) -> float:
         """Backward passes of one optimiser step; returns the summed loss of its patients."""
-        p, total, start = self.protocol, 0.0, 0
-        for run in self._passes(batch.patients, p.max_patches_train):
-            part = batch.take(np.arange(start, start + len(run)))
-            start += len(run)
-            record = self._drop_modalities(self.data.batch(run, p.max_patches_train, rng)).to(self.device)
+        p, total = self.protocol, 0.0
+        for rows in self._passes(batch.patients, p.max_patches_train, self.whole_step):
+            part = batch.take(rows)
+            record = self._drop_modalities(self.data.batch(part.patients, p.max_patches_train, rng)).to(self.device)
             output = self._forward(record)
             auxiliary = [*output.losses.values(), *self.model.supervised(output, self._target(part)).values()]
-            summed = self._loss(output.logits, part).sum() + len(run) * sum(auxiliary, torch.zeros((), device=self.device))
+            summed = self._loss(output.logits, part).sum() + len(rows) * sum(auxiliary, torch.zeros((), device=self.device))
             loss = summed / divisor
             if p.l1_lambda:
-                loss = loss + p.l1_lambda * l1_penalty(self.model, p.l1_scope) * (len(run) if p.l1_per_sample else len(run) / divisor)
+                loss = loss + p.l1_lambda * l1_penalty(self.model, p.l1_scope) * (len(rows) if p.l1_per_sample else len(rows) / divisor)
             loss.backward()
             total += float(summed.detach())
         return total
@@ -203,16 +208,18 @@ class Trainer:
                 record, left = record.without(modality, drop), left - drop.int()
         return record
 
-    def _passes(self, patients: Sequence[str], sampled: int | None) -> Any:
-        # Cox compares the patients of a step with each other, so its step is never cut.
-        most = sys.maxsize if self.protocol.loss == "cox" else self.protocol.max_patches_pass
-        return self.data.passes(patients, self.protocol.batch_size, most, sampled)
+    def _passes(self, patients: Sequence[str], sampled: int | None, whole: bool = False) -> list[np.ndarray]:
+        """Row numbers of each pass over `patients`, see `cut_passes`; `whole`: `batch_size` patients each, in their order."""
+        size, device = self.protocol.batch_size, self.device.type
+        if whole:
+            return [np.arange(start, min(start + size, len(patients))) for start in range(0, len(patients), size)]
+        most = self.protocol.max_patches_pass or PATCHES_PASS[device]
+        return cut_passes(self.data.lengths(patients, sampled), size, most, PASS_COST[device])
 
     def _batches(self, labels: Labels) -> Iterator[tuple[Patient, Labels]]:
-        start = 0
-        for run in self._passes(labels.patients, None):
-            yield self.data.batch(run).to(self.device), labels.take(np.arange(start, start + len(run)))
-            start += len(run)
+        for rows in self._passes(labels.patients, None):
+            part = labels.take(rows)
+            yield self.data.batch(part.patients).to(self.device), part
 
     # --- selection ---
 
@@ -231,11 +238,9 @@ class Trainer:
         """What decides on the inner split: the likelihood, or in an earlier stage of a model what that stage fits."""
         if self.stage == len(self.model.stages) - 1:
             return float(self._loss(logits.to(self.device), labels).mean())
-        total, start = 0.0, 0
-        for output, size in self._evaluated(labels.patients):
-            part = labels.take(np.arange(start, start + size))
-            start += size
-            total += size * float(self.model.watched(output, self._target(part)))
+        total = 0.0
+        for output, rows in self._evaluated(labels.patients, self.whole_step):
+            total += len(rows) * float(self.model.watched(output, self._target(labels.take(rows))))
         return total / len(labels.patients)
 
     def _better(self, row: dict[str, float], best: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,18 @@ from torch import nn
 from pipeline.errors import InputError, nearest
 from pipeline.training.optimizers import Optimizer
 
+# Padded patches of a pass at most, which bound its memory (a pass of one longer bag apart), and what a pass costs beside them, in patches:
+# on a CPU about a millisecond of calls, on a GPU a launch of kernels that work on thousands at a time (our choice).
+PATCHES_PASS = {"cpu": 16_384, "cuda": 131_072}
+PASS_COST = {"cpu": 512, "cuda": 32_768}
+
+
 @dataclass(frozen=True)
 class Protocol:
     """One training run. Sources of a method's values stand in its ``config/models/<model>.yaml``; these are the fallbacks.
 
-    batch_size: patients an optimiser step; a step is cut into passes of at most `max_patches_pass` padded patches.
+    batch_size: patients an optimiser step; a step is cut into passes of like bags of at most `max_patches_pass` padded patches (by
+    default `PATCHES_PASS` of the device), except under the Cox loss and for a model that needs its step whole.
     selection: `last` epoch; `inner` = lowest loss on `inner_share` of the training fold, stop after `patience` epochs without
     a better one (by more than `min_improvement`), not before `min_epochs`; `best_val` = highest C-index on the test fold (the papers'
     habit, optimistic).
@@ -43,7 +50,7 @@ class Protocol:
     plateau_patience: int = 15
     max_patches_train: int | None = None
     max_patches_eval: int | None = None
-    max_patches_pass: int = 131_072
+    max_patches_pass: int | None = None
     l1_lambda: float = 0.0
     l1_scope: str = "all"
     l1_per_sample: bool = False

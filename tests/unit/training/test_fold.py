@@ -1,6 +1,4 @@
-"""One fold from files to what is trained: who is held back, what is scaled, when a checkpoint still holds."""
-
-import os
+"""One fold from files to what is trained: who is held back, what is scaled."""
 
 import numpy as np
 import pandas as pd
@@ -10,8 +8,8 @@ from pipeline.cohort.bags import BagRows, write_bags
 from pipeline.cohort.record import Labels
 from pipeline.errors import InputError
 from pipeline.tables import write_table
-from pipeline.training.dataset import offer
-from pipeline.training.fold import inner_split, input_states, protocol_of
+from pipeline.training.dataset import RawData, offer
+from pipeline.training.fold import inner_split, protocol_of
 
 SURVIVAL, BINARY = (0.0, 1.0, 2.0), (0.0, 12.0)
 
@@ -45,40 +43,36 @@ def test_survival_times_need_nobody_without_the_event():
     assert inner_split(labels([1] * 10), 0.2, seed=1)[1].event.sum() == 2
 
 
+def raw_of(folder, everyone, **parts) -> RawData:
+    """What a study of these patients reads from `folder`."""
+    write_table(everyone, folder / "patients.tsv")
+    write_table(pd.DataFrame({"patient_id": everyone["patient_id"], "fold": 0, "set": "train"}), folder / "splits.tsv")
+    files = {name: folder / f"{name}.tsv" for name in ("patients", "splits")} | {"matrix": None, "groups": None, "manifest": None}
+    return RawData.read(files | {"bags": parts.pop("bags", {})}, parts)
+
+
 def test_bags_of_any_kind_are_scaled_on_the_training_fold(tmp_path):
     rng = np.random.default_rng(0)
     patients = np.repeat([f"P{i}" for i in range(6)], 5)
     features = rng.normal(100, 20, (30, 3)).astype(np.float32)
     write_bags(tmp_path / "mri.h5", BagRows(features, patients))
     everyone = pd.DataFrame({"patient_id": sorted(set(patients)), "time": 1.0, "event": 1})
-    files = {"matrix": None, "groups": None, "manifest": None, "bags": {"mri": tmp_path / "mri.h5"}}
-    offered = offer(files, {"bag_scaling": "zscore", "bins": 4}, ["mri"], everyone, everyone[:4])
+    raw = raw_of(tmp_path, everyone, bags={"mri": tmp_path / "mri.h5"}, modalities=["mri"])
+    offered = offer(raw, {"bag_scaling": "zscore", "bins": 4}, everyone[:4])
     trained = np.concatenate([offered.data.bags["mri"].bag(p) for p in everyone.patient_id[:4]])
     np.testing.assert_allclose([trained.mean(0), trained.std(0)], [[0] * 3, [1] * 3], atol=1e-4)
     assert offered.scaling.keys() == {"mri"}
-    raw = offer(files, {"bag_scaling": "none", "bins": 4}, ["mri"], everyone, everyone[:4])
-    assert raw.data.bags["mri"].bag("P0").mean() > 50
+    as_stored = offer(raw, {"bag_scaling": "none", "bins": 4}, everyone[:4])  # the next fold finds nothing of this one
+    assert as_stored.data.bags["mri"].bag("P0").mean() > 50
 
 
 def test_a_table_that_nobody_in_training_has_is_named(tmp_path):
     write_table(pd.DataFrame({"patient_id": ["Z"], "age": ["1"]}), tmp_path / "blood.tsv")
     train = pd.DataFrame({"patient_id": ["A"], "time": [1.0], "event": [1]})
-    settings = {"bag_scaling": "none", "bins": 4, "tables": {"blood": {"file": tmp_path / "blood.tsv"}}}
-    settings["table_scaling"] = {"blood": {"scaling": "zscore", "impute": "mean"}}
+    raw = raw_of(tmp_path, train, modalities=["blood"], tables={"blood": {"file": tmp_path / "blood.tsv"}})
+    settings = {"bag_scaling": "none", "bins": 4, "table_scaling": {"blood": {"scaling": "zscore", "impute": "mean"}}}
     with pytest.raises(InputError, match="no patient of the training fold has blood"):
-        offer({"bags": {}}, settings, ["blood"], train, train)
-
-
-def test_a_replaced_input_is_another_run_and_an_unread_one_is_not(tmp_path):
-    for name in ("patients", "splits", "blood", "icd"):
-        (tmp_path / name).write_text("x")
-    files = {"patients": tmp_path / "patients", "splits": tmp_path / "splits", "matrix": None, "groups": None, "manifest": None, "bags": {}}
-    settings = {"modalities": ["blood"], "tables": {name: {"file": tmp_path / name} for name in ("blood", "icd")}}
-    before = input_states(files, settings)
-    os.utime(tmp_path / "icd", (1, 1))
-    assert input_states(files, settings) == before
-    os.utime(tmp_path / "patients", (1, 1))
-    assert input_states(files, settings) != before
+        offer(raw, settings, train)
 
 
 @pytest.mark.parametrize("epochs, remedy", [(20, "Set training.loss to nll"), (0, "Use logistic or forest")])

@@ -25,6 +25,7 @@ from pipeline.omics.matrix import build_matrix
 from pipeline.slides.features import write_features
 from pipeline.tables import read_table, write_table
 from pipeline.training import scenarios
+from pipeline.training.dataset import RawData
 from pipeline.training.fold import train_fold
 from pipeline.training.scenarios import COLUMNS, NOT_FINITE, conditions, lost, predict_scenarios, rebuild, without
 
@@ -46,7 +47,6 @@ STUDY = {
     "training": {"epochs": 2},
     "options": {"survq": {"n_query_h": 4, "n_query_g": 3}, "snn": {"hidden": [8, 8]}},
 }
-OUTPUTS = {"predictions": "predictions.tsv", "history": "history.tsv", "weights": "model.safetensors", "model": "model.yaml"}
 TAKEN = [{"name": "without wsi", "without": "wsi"}, {"name": "without omics", "without": "omics"}, {"name": "drop 0.4", "drop": 0.4}]
 MISSING = {"scenarios": TAKEN, "fill": "native", "draws": 3}
 MULTIMODAL = ("mcat", "survq")
@@ -84,14 +84,16 @@ class Cohort:
     def settings(self, model: str) -> dict:
         return studies.fold_settings(self.study, model)
 
+    def raw(self, model: str) -> RawData:
+        return RawData.read(self.files, self.settings(model))
+
     def folders(self, model: str) -> list[Path]:
         """The folds of the model, trained when they are first asked for."""
         folders = [self.root / model / f"fold{k}" for k in range(2)]
         for k, folder in enumerate(folders):
             if not folder.exists():
                 folder.mkdir(parents=True)
-                outputs = {name: folder / file for name, file in OUTPUTS.items()}
-                train_fold(settings=self.settings(model), fold=k, files=self.files, outputs=outputs, code="test")
+                train_fold(settings=self.settings(model), fold=k, raw=self.raw(model), folder=folder, code="test", key="test")
         return folders
 
     def predict(self, model: str, folders: list[Path] | None = None, **changes) -> pd.DataFrame:
@@ -103,7 +105,7 @@ class Cohort:
 
     def rebuilt(self, model: str):
         folder = self.folders(model)[0]
-        return rebuild(self.settings(model), folder, self.files, yaml.safe_load((folder / "model.yaml").read_text()))
+        return rebuild(self.settings(model), folder, self.raw(model), yaml.safe_load((folder / "model.yaml").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +214,7 @@ def test_training_never_takes_anything_away(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(scenarios.Zeroed, "batch", never)
     monkeypatch.setattr(scenarios, "without", never)
     monkeypatch.setattr(scenarios, "lost", never)
-    outputs = {name: tmp_path / file for name, file in OUTPUTS.items()}
-    train_fold(settings=cohort.settings("mcat"), fold=0, files=cohort.files, outputs=outputs, code="test")
+    train_fold(settings=cohort.settings("mcat"), fold=0, raw=cohort.raw("mcat"), folder=tmp_path, code="test", key="test")
     assert (tmp_path / "predictions.tsv").read_bytes() == (cohort.folders("mcat")[0] / "predictions.tsv").read_bytes()
 
 
