@@ -7,6 +7,7 @@ from pipeline.errors import InputError
 from pipeline.models import build_model, load_model_config
 from pipeline.models.interface import Inputs
 from pipeline.models.reference import forward_flops, parameters, reference_patient
+from pipeline.nn.dropout import Dropout
 
 
 def figures(length, variant=None):
@@ -24,8 +25,8 @@ def test_parameters_and_operations_are_those_of_the_published_network():
 
 def test_it_is_two_relu_blocks_with_dropout_and_pytorchs_initialisation():
     model = build_model("mlp", Inputs(vectors={"omics": 400}))
-    assert [type(m) for block in model.layers for m in block] == [nn.Linear, nn.ReLU, nn.Dropout] * 2
-    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.25}
+    assert [type(m) for block in model.layers for m in block] == [nn.Linear, nn.ReLU, Dropout] * 2
+    assert {m.probability for m in model.modules() if isinstance(m, Dropout)} == {0.25}
     first = model.layers[0][0]
     assert first.weight.abs().max() <= 400**-0.5
     assert first.bias.abs().max() > 0

@@ -10,6 +10,7 @@ from pipeline.models import build_model
 from pipeline.models.interface import Inputs
 from pipeline.models.reference import parameters
 from pipeline.nn.concatenation import Concatenation
+from pipeline.nn.dropout import Dropout
 from pipeline.training.losses import discrete_nll
 
 PATIENTS = 90
@@ -184,7 +185,7 @@ def test_widths_flags_and_dropout_are_as_told():
     assert parameters(build_model("tabular_mlp", inputs, "flags")) == 9 * 128 + 128 + 128 * 128 + 128 + 129
     small = build_model("tabular_mlp", inputs, hidden=[5], dropout=0.3)
     assert parameters(small) == 7 * 5 + 5 + 6
-    assert {m.p for m in small.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
+    assert {m.probability for m in small.modules() if isinstance(m, Dropout)} == {0.3}
     x, _ = cohort()
     flagged, lacks = build_model("tabular_mlp", inputs, "flags"), np.ones(PATIENTS, bool)
     zeros = x.copy()

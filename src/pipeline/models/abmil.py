@@ -9,6 +9,7 @@ from pipeline.errors import choice
 from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.attention import GatedAttentionPool
+from pipeline.nn.dropout import Dropout
 from pipeline.nn.fusion import BilinearFusion, ConcatFusion
 from pipeline.nn.snn import snn_layers
 
@@ -54,9 +55,9 @@ class ABMIL(SurvivalModel):
         fused = choice("fusion", fusion, {"none": False, "concat": True, "bilinear": True})
         self.modality, self.mask_padding = modality, mask_padding
         self.modalities = self.requires = (modality, "omics") if fused else (modality,)
-        self.embed = nn.Sequential(nn.Linear(inputs.bag(modality, "ABMIL"), L), nn.ReLU(), nn.Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(inputs.bag(modality, "ABMIL"), L), nn.ReLU(), Dropout(dropout))
         self.pool = GatedAttentionPool(L, D, attention_dropout, gated=gated)
-        self.rho = nn.Sequential(nn.Linear(L, D), nn.ReLU(), nn.Dropout(dropout)) if rho else nn.Identity()
+        self.rho = nn.Sequential(nn.Linear(L, D), nn.ReLU(), Dropout(dropout)) if rho else nn.Identity()
         width = D if rho else L
         self.fusion: nn.Module | None = None
         if fused:

@@ -15,6 +15,7 @@ from pipeline.cohort.record import Patient
 from pipeline.errors import InputError, choice
 from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
+from pipeline.nn.dropout import Dropout
 from pipeline.nn.experts import Experts
 from pipeline.nn.low_rank import LowRankFusion
 from pipeline.nn.pathways import GroupedEncoder
@@ -121,7 +122,7 @@ class AdaMHF(SurvivalModel):
         self.mean_class = choice("cls_source", cls_source, {"integration": False, "mean_of_both": True})
         if "path" in sides:
             self.patch_width = inputs.bag(bag, "AdaMHF")
-            layers = [[nn.Linear(n, width), nn.ReLU(), nn.Dropout(dropout)] for n in (self.patch_width, width)]
+            layers = [[nn.Linear(n, width), nn.ReLU(), Dropout(dropout)] for n in (self.patch_width, width)]
             self.patches = nn.Sequential(*layers[0], *layers[1])
         if "omic" in sides:
             self.sizes = inputs.grouping(groups, "AdaMHF")

@@ -14,6 +14,7 @@ from pipeline.models.interface import Inputs, Output, SurvivalModel, Target
 from pipeline.models.registry import register
 from pipeline.nn.alignment import contrast, discriminability, singular_emphasis, spectrum, unit
 from pipeline.nn.clam import ClamEncoder, Encoded, clustering_loss
+from pipeline.nn.dropout import Dropout
 
 TABLES = {"clinical": 7, "pathological": 37, "blood": 16, "icd": 40, "cell_density": 4}  # HANCOCK, one-hot
 
@@ -303,7 +304,7 @@ def _aligned(blocks: Sequence[Tensor], observed: Tensor) -> Tensor:
 
 
 def _mlp(width: int, hidden: int, width_out: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width_out))
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, width_out))
 
 
 def _mean(values: Tensor, rows: Tensor) -> Tensor:

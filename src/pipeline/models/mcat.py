@@ -10,6 +10,7 @@ from pipeline.errors import choice
 from pipeline.models.interface import Inputs, Output, SurvivalModel
 from pipeline.models.registry import register
 from pipeline.nn.attention import CrossAttention, GatedAttentionPool
+from pipeline.nn.dropout import Dropout
 from pipeline.nn.fusion import BilinearFusion, ConcatFusion
 from pipeline.nn.pathways import GroupedEncoder
 
@@ -65,7 +66,7 @@ class MCAT(SurvivalModel):
         branch = {"dropout": dropout, "layers": encoder_layers, "heads": encoder_heads, "hidden": encoder_hidden}
         if self.path:
             self.patch_width = inputs.bag("wsi", "MCAT")
-            self.patches = nn.Sequential(nn.Linear(self.patch_width, WIDTH), nn.ReLU(), nn.Dropout(dropout))
+            self.patches = nn.Sequential(nn.Linear(self.patch_width, WIDTH), nn.ReLU(), Dropout(dropout))
             self.coattention = CrossAttention(WIDTH, heads=coattn_heads, bias=True, output=True, folded=folded)
             _init_like_multihead(self.coattention)
             self.path_branch = _Branch(**branch)
@@ -132,7 +133,7 @@ class _Branch(nn.Module):
         layer = nn.TransformerEncoderLayer(WIDTH, heads, hidden, dropout, batch_first=False)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.pool = GatedAttentionPool(WIDTH, WIDTH, dropout)
-        self.rho = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout(dropout))
+        self.rho = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), Dropout(dropout))
 
     def forward(self, tokens: Tensor) -> Tensor:
         pooled, _ = self.pool(self.encoder(tokens.transpose(0, 1)).transpose(0, 1))

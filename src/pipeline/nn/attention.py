@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from pipeline.nn.dropout import Dropout
+
 
 def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax over the last dimension in which masked positions weigh exactly 0.
@@ -37,7 +39,7 @@ class GatedAttentionPool(nn.Module):
         super().__init__()
         self.gated = gated
         self.project = nn.Linear(width, 2 * hidden if gated else hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.score = nn.Linear(hidden, 1)
 
     def forward(self, instances: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import choice
 from pipeline.nn.attention import GatedAttentionPool
+from pipeline.nn.dropout import Dropout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU}
 
@@ -34,7 +35,7 @@ class ClamEncoder(nn.Module):
         super().__init__()
         activate = choice("activation", activation, ACTIVATIONS)()
         self.classes = classes
-        self.project = nn.Sequential(nn.Linear(width, hidden), activate, nn.Dropout(dropout))
+        self.project = nn.Sequential(nn.Linear(width, hidden), activate, Dropout(dropout))
         self.pool = GatedAttentionPool(hidden, gate, dropout)
         self.head = nn.Linear(hidden, outputs)
         self.instance_heads = nn.Linear(hidden, 2 * classes)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from pipeline.nn.dropout import Dropout
+
 
 class Experts(nn.Module):
     """E networks Linear(width, hidden), [LayerNorm], ReLU, Dropout, Linear(hidden, width_out), [LayerNorm], [ReLU] at once.
@@ -24,7 +26,7 @@ class Experts(nn.Module):
         self.weight_out, self.bias_out = _linear(count, hidden, width_out)
         self.norm_in = _Norm(count, hidden) if norm else nn.Identity()
         self.norm_out = _Norm(count, width_out) if norm else nn.Identity()
-        self.dropout, self.final_relu = nn.Dropout(dropout), final_relu
+        self.dropout, self.final_relu = Dropout(dropout), final_relu
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [..., T, width] → [..., T, E, width_out]."""

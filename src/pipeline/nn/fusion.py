@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.nn.dropout import Dropout
+
 
 class ConcatFusion(nn.Module):
     """[v1; v2] → Linear → ReLU → Linear → ReLU (MCAT, fusion `concat`): [B, width_1], [B, width_2] → [B, width]."""
@@ -24,7 +26,7 @@ class _Gate(nn.Module):
     def __init__(self, width: int, joint: int, reduced: int, dropout: float) -> None:
         super().__init__()
         self.reduce, self.gate = nn.Linear(width, reduced), nn.Linear(joint, reduced)
-        self.out = nn.Sequential(nn.Linear(reduced, reduced), nn.ReLU(), nn.Dropout(dropout))
+        self.out = nn.Sequential(nn.Linear(reduced, reduced), nn.ReLU(), Dropout(dropout))
 
     def forward(self, vector: Tensor, joint: Tensor) -> Tensor:
         return self.out(self.gate(joint).sigmoid() * self.reduce(vector).relu())
@@ -43,13 +45,13 @@ class BilinearFusion(nn.Module):
         self.first = _Gate(width_1, width_1 + width_2, reduced_1, dropout)
         self.second = _Gate(width_2, width_1 + width_2, reduced_2, dropout)
         self.encode = nn.Sequential(
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear((reduced_1 + 1) * (reduced_2 + 1), width),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(width, width),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:

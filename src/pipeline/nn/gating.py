@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from pipeline.nn.dropout import Dropout
 from pipeline.nn.low_rank import LowRankFusion
 from pipeline.nn.snn import init_self_normalising
 
@@ -23,7 +24,7 @@ class BilinearGate(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(width, width)
         self.gate = nn.Bilinear(width, width_other, width)
-        self.out = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))
+        self.out = nn.Sequential(nn.Linear(width, width), nn.ReLU(), Dropout(dropout))
 
     def forward(self, own: Tensor, other: Tensor) -> Tensor:
         """The gated vector [B, w]."""
@@ -43,7 +44,7 @@ class LowRankInteraction(nn.Module):
         super().__init__()
         self.gates = nn.ModuleList(BilinearGate(width, width, dropout) for _ in range(2))
         self.lmf = LowRankFusion((width, width), lmf_width, rank, weighted=False, init="normal")
-        self.encode = nn.Sequential(nn.Dropout(dropout), nn.Linear(lmf_width, width_out), nn.ReLU(), nn.Dropout(dropout))
+        self.encode = nn.Sequential(Dropout(dropout), nn.Linear(lmf_width, width_out), nn.ReLU(), Dropout(dropout))
         init_self_normalising(self)
 
     def forward(self, a: Tensor, b: Tensor, present: Sequence[Tensor] | None = None) -> Tensor:

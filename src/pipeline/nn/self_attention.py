@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pipeline.errors import choice
+from pipeline.nn.dropout import Dropout
 
 
 class SelfAttention(nn.Module):
@@ -21,7 +22,7 @@ class SelfAttention(nn.Module):
         self.inner = heads * (head_width or width // heads)
         self.project = nn.Linear(width, 3 * self.inner, bias=False)
         self.output = nn.Linear(self.inner, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.split(self.project(tokens), 3)

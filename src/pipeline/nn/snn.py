@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from pipeline.nn.dropout import Dropout
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "selu": nn.SELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -15,7 +17,7 @@ def snn_block(width_in: int, width_out: int, dropout: float, activation: str = "
 
     Dropout is AlphaDropout, which keeps mean and variance of ELU and SELU; after ReLU it is ordinary dropout (our choice).
     """
-    drop = nn.Dropout(dropout) if activation == "relu" else nn.AlphaDropout(dropout)
+    drop = Dropout(dropout) if activation == "relu" else nn.AlphaDropout(dropout)
     return nn.Sequential(nn.Linear(width_in, width_out), ACTIVATIONS[activation](), drop)
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from pipeline.nn.dropout import Dropout
+
 RHO_START = 0.05  # share of tokens that stays before anything is learned
 
 
@@ -41,7 +43,7 @@ class TokenSelection(nn.Module):
         super().__init__()
         half = width // 2
         self.preserve, self.rho, self.alpha = preserve, rho, alpha if preserve else 1.0
-        self.reduce = nn.Sequential(nn.Linear(width, half), nn.ReLU(), nn.Dropout(dropout))
+        self.reduce = nn.Sequential(nn.Linear(width, half), nn.ReLU(), Dropout(dropout))
         self.compare = nn.Sequential(nn.Linear(2 * half, half), nn.ReLU())
         self.score = nn.Linear(half, 1)  # its bias cancels in the softmax
         self.allocate = _head(width) if self.rho is None else None

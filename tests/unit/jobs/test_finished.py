@@ -1,0 +1,65 @@
+"""A fold counts as finished only with the proof of its key, and while its files are as they were."""
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.jobs.finished import PROOF, Unit, fold_folders, is_finished, parts, prove, units_of, write_folds
+
+
+@pytest.fixture
+def fold(tmp_path):
+    folder = tmp_path / "fold0"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).write_text(name)
+    prove(folder, "key", ["a", "b"])
+    return folder
+
+
+def test_a_finished_fold_is_known_by_its_key(fold):
+    assert is_finished(fold, "key")
+    assert not is_finished(fold, "other")
+
+
+@pytest.mark.parametrize(
+    "proof", ["", "key: key", "[]", "key: key\nfiles: [a]", "key: key\nfiles: {c: 00}", "\tbroken: [", "key: key\nfiles: {a: 1}"]
+)
+def test_a_spoilt_proof_proves_nothing(fold, proof):
+    (fold / PROOF).write_text(proof)
+    assert not is_finished(fold, "key")
+
+
+def test_a_file_that_changed_or_is_gone_is_made_again(fold):
+    (fold / "b").write_text("B")
+    assert not is_finished(fold, "key")
+    (fold / "b").unlink()
+    assert not is_finished(fold, "key")
+    assert not is_finished(fold.with_name("fold1"), "key")
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+@pytest.mark.parametrize("per_job", [None, 1, 2, 5, 99])
+def test_the_jobs_share_all_folds(count, per_job):
+    units = [unit for part in parts(count, per_job) for unit in units_of(part, 5, shuffled=True)]
+    assert units == [Unit(n % 5, n // 5) for n in range(count)]
+    assert parts(0, per_job) == []
+
+
+def test_the_table_tells_of_every_change_and_leads_to_the_folders(tmp_path):
+    units = [Unit(0), Unit(1)]
+    for unit in units:
+        unit.folder(tmp_path).mkdir()
+        (unit.folder(tmp_path) / "a").write_text("a")
+        prove(unit.folder(tmp_path), "key", ["a"])
+    write_folds(units, tmp_path, tmp_path / "folds_0-1.tsv")
+    before = (tmp_path / "folds_0-1.tsv").read_text()
+    assert fold_folders([tmp_path / "folds_0-1.tsv"]) == [tmp_path / "fold0", tmp_path / "fold1"]
+    prove(tmp_path / "fold1", "another", ["a"])
+    write_folds(units, tmp_path, tmp_path / "folds_0-1.tsv")
+    assert (tmp_path / "folds_0-1.tsv").read_text() != before
+
+
+def test_another_table_is_refused(tmp_path):
+    (tmp_path / "folds_0.tsv").write_text("patient_id\nP1\n")
+    with pytest.raises(InputError, match="is no table of folds; found 'patient_id'"):
+        fold_folders([tmp_path / "folds_0.tsv"])
