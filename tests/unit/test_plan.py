@@ -119,14 +119,16 @@ def test_larger_patches_are_fewer(cohort, rates):
 
 def test_the_models_of_a_small_study(cohort, rates):
     stages = reckoned(cohort, rates, controls={"shuffled_labels": 2}, missing={"scenarios": [{"without": "wsi"}, {"drop": 0.4}]})
-    predict, step = 0.32 / 32 + 0.4, 0.64 / 32 + 2 * 0.4  # 400 patches a patient, 32 patients a pass
-    job = 7 + 20 * (8 * step + 2 * predict)  # epochs; eight patients train, two are tested
+    together = (0.8 * 512 * 32 / 400) ** 0.5  # of the 32 patients of a step in a pass, of 400 patches each
+    predict, step = 0.32 / together + 0.4, 0.64 / together + 2 * 0.4
+    fold = 20 * (8 * step + 2 * predict)  # epochs; eight patients train, two are tested
     train, shuffled = stages["train_fold"], stages["train_shuffled"]
-    assert (train.jobs, train.cpu, train.longest) == (5, pytest.approx(5 * job), pytest.approx(job))
+    assert (train.jobs, train.cpu, train.longest) == (1, pytest.approx(7 + 5 * fold), pytest.approx(7 + fold))
+    assert train.wall(cores=5, gpus=0) == pytest.approx(7 + fold)  # its folds take the cores that idle
     assert train.slowest == "abmil"
-    assert train.peak_gb == pytest.approx(0.5 + 0.01 * 32 * 0.4)
+    assert train.peak_gb == pytest.approx(0.5 + 0.01 * together * 0.4)
     assert train.disk == 5 * 2e6 * 4
-    assert (shuffled.jobs, shuffled.cpu) == (10, pytest.approx(10 * job))
+    assert (shuffled.jobs, shuffled.cpu) == (1, pytest.approx(7 + 10 * fold))
     assert stages["predict_scenarios"].cpu == pytest.approx(7 + (1 + 1 + 10) * 5 * 2 * predict)
     assert stages["evaluate"].cpu == pytest.approx(1 + 10 * 0.1)
     assert stages["summary"].cpu == 10
@@ -202,10 +204,10 @@ def test_the_plan_is_told_and_written(cohort, capsys, tmp_path):
     said = capsys.readouterr().out
     assert said.startswith("mine: Mine\n\nstage ")
     for part in (
-        "Total: 26 jobs, ",
+        "Total: 18 jobs, ",
         " with 4 cores and 0 GPUs, one stage after the other; the longest job ",
         " (features)\n",
-        "On SLURM: 1.7 min of processor time more, 3.9 s a job\n",
+        "On SLURM: 26 jobs, 2.6 min of processor time more, 3.9 s a job and what starts anew\n",
         "→ With a GPU (--gpus 1) the encoder takes about ",
         "  4 slides, listed by ",
         "  10 patients, rows of ",

@@ -9,7 +9,7 @@ from pipeline.config import ROOT as CONFIG
 from pipeline.config import read_yaml, validate
 from pipeline.plan.jobs import count_jobs
 from tests.workflow.conftest import run
-from tests.workflow.large import CHUNKS, FOLDS, MODELS, lay_out
+from tests.workflow.large import CHUNKS, MODELS, lay_out
 from tests.workflow.test_dag import jobs
 
 
@@ -40,5 +40,5 @@ def test_ten_thousand_slides_and_forty_models(tmp_path, monkeypatch):
     config = lay_out(tmp_path)
     monkeypatch.setenv("SLIDE2SURV_CONFIG", str(config))
     found = of_plan("large", config / "cohorts", data_dir=str(tmp_path))
-    assert (found["features"], found["evaluate"], found["train_fold"]) == (CHUNKS, MODELS, FOLDS * MODELS)
+    assert (found["features"], found["evaluate"], found["train_fold"]) == (CHUNKS, MODELS, MODELS)
     assert found == of_snakemake(tmp_path, "large", "--config", f"data_dir={tmp_path}")

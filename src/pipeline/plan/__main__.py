@@ -52,7 +52,7 @@ def plan(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
     table = pd.DataFrame([_row(stage, options.cores, options.gpus) for stage in stages], columns=HEADER)
     slurm_job = rates.of("slurm_job")
     hints = [*_gpu_hint(study, size, rates, results, costs, jobs), *chunk_hint(stages, slurm_job)]
-    lines = [f"{study['name']}: {study['title']}", "", *_table(table), "", *_totals(stages, options, slurm_job)]
+    lines = [f"{study['name']}: {study['title']}", "", *_table(table), "", *_totals(stages, options), _on_slurm(study, rates)]
     lines += [*(f"→ {hint}" for hint in hints), "", "Assumptions", *_assumptions(study, size, costs), *_sources(rates)]
     return "\n".join(lines) + "\n", table
 
@@ -80,7 +80,7 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 1 else f"{value:.2f}" if value >= 0.005 else ""
 
 
-def _totals(stages: Sequence[Stage], options: argparse.Namespace, slurm_job: float) -> Iterator[str]:
+def _totals(stages: Sequence[Stage], options: argparse.Namespace) -> Iterator[str]:
     jobs, cpu, gpu = (sum(column) for column in zip(*((stage.jobs, stage.cpu / 3600, stage.gpu / 3600) for stage in stages), strict=True))
     largest, longest = max(stages, key=lambda stage: stage.peak_gb), max(stages, key=lambda stage: stage.longest)
     yield (
@@ -92,7 +92,14 @@ def _totals(stages: Sequence[Stage], options: argparse.Namespace, slurm_job: flo
         f"Time: about {wall} with {options.cores} cores and {options.gpus} GPUs, one stage after the other; "
         f"the longest job {duration(longest.longest)} ({f'{longest.rule} {longest.slowest}'.strip()})"
     )
-    yield f"On SLURM: {duration(jobs * slurm_job)} of processor time more, {slurm_job:g} s a job"
+
+
+def _on_slurm(study: dict[str, Any], rates: Rates) -> str:
+    """What the jobs of a cluster cost beside their work: those of one fold each, as the profile has it, start anew for each."""
+    jobs, each = count_jobs(study, folds_per_job=1), rates.of("slurm_job")
+    training = sum(jobs[rule] - count for rule, count in count_jobs(study).items()) * rates.of("start_up.training")
+    total = sum(jobs.values())
+    return f"On SLURM: {total:,} jobs, {duration(total * each + training)} of processor time more, {each:g} s a job and what starts anew"
 
 
 def _assumptions(study: dict[str, Any], size: Size, costs: Costs) -> Iterator[str]:

@@ -134,16 +134,22 @@ class Costs:
         """A stage with jobs for every model, which differ."""
         models = studies.models_to_run(self.study)
         found = [self.training.job(rule, model) for model in models]
-        each, disk = jobs / len(models), 0.0
+        each, folds, disk = jobs / len(models), self._folds(rule), 0.0
         if rule.startswith("train_"):
-            disk = each * sum(self.training.figures(model)["parameters"] for model in models) * 1e6 * FLOAT32
+            disk = folds * sum(self.training.figures(model)["parameters"] for model in models) * 1e6 * FLOAT32
         measured = sum(job.measured for job in found)
         some = f", {measured} of {len(models)} models" * (measured < len(models))
         known = f"measured on {self.results.name}{some}" if measured else "assumed"
-        total, start = each * sum(job.seconds for job in found), each * sum(job.start for job in found)
+        started = [job.seconds * folds if job.measured else job.start * each + (job.seconds - job.start) * folds for job in found]
         longest, slowest = max(zip((job.seconds for job in found), models, strict=True))
-        peak = max(job.peak_gb for job in found)
-        return Stage(rule, jobs, total, longest, peak, disk=disk, start=start, slowest=slowest, known=known)
+        peak, threads = max(job.peak_gb for job in found), max(1, round(folds / each))  # a fold each, while cores idle
+        start = each * sum(job.start for job in found)
+        return Stage(rule, jobs, sum(started), longest, peak, disk=disk, start=start, slowest=slowest, known=known, threads=threads)
+
+    def _folds(self, rule: str) -> int:
+        """What a model's jobs of the rule have to do: folds to train, or the one thing that the rule does."""
+        repetitions = {"train_fold": 1, "train_shuffled": self.study["controls"]["shuffled_labels"]}
+        return studies.fold_count(self.study) * repetitions[rule] if rule in repetitions else 1
 
     def _other(self, rule: str, jobs: int) -> Stage:
         parts = [done for stage, done in self.own.items() if stage.split()[0] == rule]

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import study as studies
+from pipeline.jobs.finished import parts
 
 
-def count_jobs(study: Mapping[str, Any]) -> dict[str, int]:
+def count_jobs(study: Mapping[str, Any], folds_per_job: int | None = None) -> dict[str, int]:
     """Rule → jobs of a first run that makes ``summary.tsv`` and ``report.html``, in the workflow's order.
+
+    folds_per_job: where the study does not say it; None = all folds of a model, as on one machine.
 
     Of a cohort without follow-up, the features alone: its manifest and ``slides/qc.tsv``. Jobs that retrieve tables are not counted.
     Raises `InputError` when none of the study's models can run.
@@ -25,13 +28,13 @@ def count_jobs(study: Mapping[str, Any]) -> dict[str, int]:
         "features": wsi * chunks,
         "slide_quality": opened,
         "slide_manifest": wsi,
-        **(_modelling(study) if study["endpoints"] else {}),
+        **(_modelling(study, folds_per_job) if study["endpoints"] else {}),
     }
     return {rule: int(count) for rule, count in counts.items() if count}
 
 
-def _modelling(study: Mapping[str, Any]) -> dict[str, int]:
-    models, folds = len(studies.models_to_run(study)), studies.fold_count(study)
+def _modelling(study: Mapping[str, Any], folds_per_job: int | None) -> dict[str, int]:
+    models, folds, per_job = len(studies.models_to_run(study)), studies.fold_count(study), studies.folds_per_job(study, folds_per_job)
     omics, scenarios = bool(study["omics"]["tables"]), bool(study["missing"]["scenarios"])
     return {
         "mri_features": sum("file" not in bag for bag in study["bags"].values()),
@@ -40,8 +43,8 @@ def _modelling(study: Mapping[str, Any]) -> dict[str, int]:
         "gene_groups": omics,
         "patients": 1,
         "splits": 1,
-        "train_fold": models * folds,
-        "train_shuffled": models * folds * study["controls"]["shuffled_labels"],
+        "train_fold": models * len(parts(folds, per_job)),
+        "train_shuffled": models * len(parts(folds * study["controls"]["shuffled_labels"], per_job)),
         "predict_scenarios": scenarios * models,
         "evaluate": models,
         "compare": 1,
