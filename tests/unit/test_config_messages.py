@@ -26,6 +26,22 @@ def test_a_value_of_another_type_is_answered_with_how_to_write_it(value, models,
         validate(yaml.safe_load(COHORT.format(value=value, models=models)), "cohort", "c.yaml")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"slide": {}}, r"unknown key 'slide'.*Did you mean 'slides'\?"),
+        ({"slides": {"encodr": "uni"}}, r"unknown key 'slides.encodr'.*Did you mean 'encoder'\?"),
+        ({"training": {"selection": "lost"}}, r"'training.selection' has an unknown value; found 'lost'.*Did you mean 'last'\?"),
+        ({"training": {"epochs": "0"}}, r"'training.epochs' has an unusable value; found '0', expected minimum 1"),
+        ({"demo": {"patients": "many"}}, r"'demo.patients' has an unusable value; found 'many', expected a value of type integer"),
+    ],
+)
+def test_a_wrong_key_of_the_command_line_is_named_with_the_nearest_right_one(setting, message):
+    """Nested values arrive as text. How Snakemake shows it: tests/workflow/test_dag.py."""
+    with pytest.raises(InputError, match=r"config/config.yaml or --config: " + message):
+        validate(setting, "config", "config/config.yaml or --config")
+
+
 def test_a_tab_is_named_as_what_is_wrong_with_yaml(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("title: x\nendpoints:\n\tos: {}\n")

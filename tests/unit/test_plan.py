@@ -217,7 +217,7 @@ def test_the_plan_is_told_and_written(cohort, capsys, tmp_path):
         assert part in said
     table = read_table(tmp_path / "plan.tsv")
     assert table["stage"].tolist()[:4] == ["list_slides", "tissue", "patches", "features"]
-    assert table["jobs"].astype(int).sum() == 26
+    assert table["jobs"].astype(int).sum() == 18
     assert not (tmp_path / "results").exists()
 
 

@@ -1,9 +1,13 @@
-"""Running the real workflow in a folder of its own."""
+"""Running the real workflow in a folder of its own, and the demo that is made once for all tests."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+TARGETS = ("results/demo/summary.tsv", "results/demo/report.html")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,3 +25,15 @@ def run(folder: Path, *arguments: str, cores: int = 2, fails: bool = False) -> s
     text = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, text[-6000:]
     return text
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder in which the demo has run. Not to be changed: every process of the tests shares it, and the first to ask makes it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared-demo"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / TARGETS[1]).exists():
+            run(folder, "--", *TARGETS)
+    return folder

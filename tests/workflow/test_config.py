@@ -85,9 +85,24 @@ def test_needs_may_name_what_the_cohort_offers_and_what_an_option_says(settings,
 
 
 def test_every_training_key_of_the_schema_is_one_of_the_protocol():
-    keys = read_yaml(ROOT / "schemas" / "cohort.schema.yaml")["properties"]["training"]["properties"]
+    keys = set(read_yaml(ROOT / "schemas" / "cohort.schema.yaml")["properties"]["training"]["properties"])
+    keys.remove("folds_per_job")  # of the workflow, which changes no training
     Protocol.of({key: getattr(Protocol(), key) for key in keys})
-    assert set(keys) == set(vars(Protocol()))
+    assert keys == set(vars(Protocol()))
+
+
+@pytest.mark.parametrize("stated, usual, folds", [("auto", None, None), ("auto", 1, 1), ("3", 1, 3), (3, None, 3)])
+def test_how_many_folds_a_job_takes_is_the_studys_to_say_and_no_part_of_what_is_trained(settings, stated, usual, folds):
+    command_line = validate({"training": {"folds_per_job": stated}}, "config", "--config", False)
+    study = studies.load_study(settings, "demo", command_line)
+    assert studies.folds_per_job(study, usual) == folds
+    assert studies.fold_settings(study, "snn") == studies.fold_settings(studies.load_study(settings, "demo"), "snn")
+
+
+@pytest.mark.parametrize("wrong", ["two", "0", 0, "-1", 1.5])
+def test_a_number_of_folds_that_is_none_is_refused(wrong):
+    with pytest.raises(InputError, match=r"'training.folds_per_job' has an unusable value"):
+        validate({"training": {"folds_per_job": wrong}}, "config", "--config", False)
 
 
 def test_an_unknown_model_and_variant_name_the_nearest(settings):

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, each followed by the same command, ends in the bytes of an undisturbed run."""
+"""kill -9 at every stage and at random moments, each followed by the same command, ends in the bytes of an undisturbed run."""
 
 import os
 import random
@@ -12,10 +12,27 @@ import pytest
 
 from tests.workflow.conftest import command, run
 
-pytestmark = pytest.mark.slow
-SETTINGS = ("demo={patients: 24}", "models=[snn,survq]", "splits={folds: 2}", "training={epochs: 8}")
-SMALL = ("--config", *SETTINGS, "--", "results/demo/summary.tsv")
+SETTINGS = ("demo={patients: 24}", "models=[snn,survq]", "splits={folds: 2}", "training={epochs: 8, checkpoint_seconds: 0}")
+SMALL = ("--config", *SETTINGS, "--", "results/demo/summary.tsv", "results/demo/report.html")
+STAGES = {  # the log of a job of each, that is written when it begins; its driver alone is killed, or all its processes with it
+    "demo_slides": "demo_slides_*.log",
+    "tissue": "tissue_*.log",
+    "features": "features_*.log",
+    "training": "train_survq_*.log",
+    "evaluation": "evaluate_*.log",
+    "report": "report_page.log",
+}
 KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[dict[str, bytes], float]:
+    """What an undisturbed run makes, and how long it takes."""
+    folder, start = tmp_path_factory.mktemp("whole"), time.monotonic()
+    run(folder, *SMALL, cores=1)
+    found = products(folder)
+    assert len(found) == 7  # two models and the reference, two folds each, and the summary
+    return found, time.monotonic() - start
 
 
 def products(folder: Path) -> dict[str, bytes]:
@@ -24,36 +41,51 @@ def products(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
-def killed_after(folder: Path, seconds: float, everything: bool) -> bool:
-    """Start the workflow and kill it; `everything` takes its jobs with it, else they live on as orphans. False: it had ended."""
-    with subprocess.Popen(command(folder, *SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as driver:
-        try:
-            driver.wait(seconds)
-        except subprocess.TimeoutExpired:
-            (os.killpg if everything else os.kill)(driver.pid, signal.SIGKILL)
-            return True
-    return False
+def start(folder: Path) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(command(folder, *SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def test_ten_kills_change_no_byte(tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    start = time.monotonic()
-    run(whole, *SMALL, cores=1)
-    duration = time.monotonic() - start
-    cut.mkdir()
-    moments = random.Random(1)
-    killed = 0
+def kill(driver: subprocess.Popen, everything: bool) -> None:
+    """Kill the workflow; `everything` takes its jobs with it, else they live on as orphans."""
+    (os.killpg if everything else os.kill)(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_stage_changes_no_byte(tmp_path, whole):
+    """One folder, killed in every stage in turn: the driver alone, then all of its processes, and so on."""
+    for number, (stage, pattern) in enumerate(STAGES.items()):
+        for log in (tmp_path / "results/demo/logs").glob(pattern):
+            log.unlink()
+        with start(tmp_path) as driver:
+            while not list((tmp_path / "results/demo/logs").glob(pattern)):
+                assert driver.poll() is None, f"{stage} did not begin"
+                time.sleep(0.02)
+            kill(driver, everything=number % 2 == 1)
+    run(tmp_path, *SMALL)
+    assert products(tmp_path) == whole[0]
+
+
+@pytest.mark.long
+def test_ten_kills_at_random_moments_change_no_byte(tmp_path, whole):
+    found, duration = whole
+    moments, killed = random.Random(1), 0
     while killed < KILLS:
-        if killed_after(cut, moments.uniform(3, max(6, duration / 10)), everything=killed % 2 == 0):
-            killed += 1
-        else:  # it came to its end: compare, and begin anew for the kills that are left
-            assert products(cut) == products(whole)
-            shutil.rmtree(cut / "results")
-    run(cut, *SMALL)
-    assert len(products(whole)) == 7  # two models and the reference, two folds each, and the summary
-    assert products(cut) == products(whole)
+        with start(tmp_path) as driver:
+            try:
+                driver.wait(moments.uniform(3, max(6, duration / 10)))
+            except subprocess.TimeoutExpired:
+                kill(driver, everything=killed % 2 == 0)
+                killed += 1
+                continue
+        assert products(tmp_path) == found  # it came to its end: begin anew for the kills that are left
+        shutil.rmtree(tmp_path / "results")
+    run(tmp_path, *SMALL)
+    assert products(tmp_path) == found
 
 
+@pytest.mark.slow
 def test_a_second_driver_on_the_same_folder_is_refused(tmp_path):
     with subprocess.Popen(command(tmp_path, *SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as first:
         try:
