@@ -5,7 +5,13 @@ SLIDES ?= $(wildcard .bench/*.svs)
 BIN := $(VENV)/bin
 CORES ?= 2
 
-.PHONY: help install demo test test-all lint format bench-slides clean
+# one thread each: as many processes as cores share the tests
+PYTEST = PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SHARED = -n $(CORES) --dist worksteal
+# what waits for other processes more than it computes runs beside the rest
+WAITING = tests/cluster tests/workflow/test_kill.py
+
+.PHONY: help install demo test test-ci test-waiting test-others test-long test-all lint format bench-slides clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,14 +25,25 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 install: $(BIN)/.installed ## the environment in .venv, exact versions
 
 demo: install ## from raw synthetic slides to results/demo/{summary.tsv,report.html}
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) results/demo/summary.tsv results/demo/report.html
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake --cores $(CORES) results/demo/summary.tsv results/demo/report.html
 	@echo "Done: results/demo/summary.tsv, and open results/demo/report.html in a browser."
 
-test: install ## fast tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow"
+test: install ## fast tests, in five minutes
+	$(PYTEST) $(SHARED) -m "not slow and not long"
 
-test-all: install ## all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --durations=40 --durations-min=10
+test-ci: install ## what every change has to pass: the fast and the slow tests (docs/testing.md)
+	$(MAKE) --jobs 2 --keep-going --output-sync=target --no-print-directory test-waiting test-others
+
+test-waiting:
+	$(PYTEST) -m "not long" $(WAITING) --durations=20 --durations-min=10
+
+test-others:
+	$(PYTEST) $(SHARED) -m "not long" $(WAITING:%=--ignore=%) --durations=20 --durations-min=10
+
+test-long: install ## what takes long, to be run before an issue is resolved
+	$(PYTEST) $(SHARED) -m long --durations=40 --durations-min=10
+
+test-all: test-ci test-long ## all tests
 
 lint: install ## style of Python and Snakemake code
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

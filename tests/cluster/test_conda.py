@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the packages are made for Linux on x86_64"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("demo={patients: 24}", "models=[snn,survq]", "training={epochs: 8}", "slides={chunks: 2}", "splits={folds: 3}")
+SMALL = ("demo={patients: 24}", "models=[snn,survq]", "training={epochs: 4}", "slides={chunks: 1}", "splits={folds: 2}")
 TARGET = "results/demo/summary.tsv"
 
 
