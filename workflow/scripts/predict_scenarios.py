@@ -17,4 +17,5 @@ with logged(snakemake.log[0]):
         folds=fold_folders(snakemake.input.folds),
         files={"patients": snakemake.input.patients, "splits": snakemake.input.splits, "bags": bags, **single},
         output=Path(snakemake.output[0]),
+        memory_mb=snakemake.resources.mem_mb,
     )

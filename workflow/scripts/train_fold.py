@@ -18,4 +18,5 @@ with logged(snakemake.log[0]), cores.own():
         benchmarks=table.parents[1] / "benchmarks",
         code=p.code,
         workers=snakemake.threads,
+        memory_mb=snakemake.resources.mem_mb,
     )

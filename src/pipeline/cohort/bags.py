@@ -110,12 +110,12 @@ def read_bags(path: str | Path) -> dict[str, np.ndarray]:
     return _by_patient(features, rows.patients)
 
 
-def open_bag_store(path: str | Path) -> BagStore:
-    """What the loader cuts batches from; held in memory where it fits (`loader.RESIDENT_BYTES`), mapped from disk otherwise."""
-    from pipeline.cohort.loader import RESIDENT_BYTES, BagStore
+def open_bag_store(path: str | Path, resident: int | None = None) -> BagStore:
+    """What the loader cuts batches from; held in memory if it has at most `resident` bytes, mapped from disk otherwise."""
+    from pipeline.cohort.loader import BagStore, resident_bytes
 
     features, rows = _open(path)
-    if features.nbytes <= RESIDENT_BYTES:
+    if features.nbytes <= (resident_bytes() if resident is None else resident):
         features = np.array(features)
     return BagStore(features.shape[1], {patient: [bag] for patient, bag in _by_patient(features, rows.patients).items()})
 

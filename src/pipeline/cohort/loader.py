@@ -14,7 +14,15 @@ from pipeline.errors import InputError
 from pipeline.omics.scaling import Scaler
 from pipeline.seeds import seed_from
 
-RESIDENT_BYTES = 6 << 30  # above it the features stay on disk and are mapped
+# Features up to this share of a job's memory are held in it, above it they stay on disk and are mapped: the rest is for PyTorch (half a
+# gigabyte), the model, and the pass of each process, which `PATCHES_PASS` bounds.
+RESIDENT_SHARE = 0.5
+MEMORY_MB = 8000  # of a job, where nothing is said: what its rule asks for
+
+
+def resident_bytes(memory_mb: float = MEMORY_MB) -> int:
+    """How many bytes of features a job of `memory_mb` holds in memory."""
+    return int(memory_mb * RESIDENT_SHARE * 1e6)
 
 
 @dataclass
@@ -29,15 +37,15 @@ class BagStore:
     scaler: Scaler | None = None
 
     @classmethod
-    def open(cls, files: Mapping[str, Sequence[str | Path]]) -> BagStore:
-        """Open every patient's feature files; held in memory while all of them fit, mapped from disk otherwise.
+    def open(cls, files: Mapping[str, Sequence[str | Path]], resident: int | None = None) -> BagStore:
+        """Open every patient's feature files; held in memory if they have at most `resident` bytes, mapped from disk otherwise.
 
         Raises `InputError` for a file that cannot be read and for files of different widths.
         """
         from pipeline.slides.features import map_features
 
         mapped = {patient: [map_features(path) for path in paths] for patient, paths in files.items()}
-        if sum(x.nbytes for arrays in mapped.values() for x in arrays) <= RESIDENT_BYTES:
+        if sum(x.nbytes for arrays in mapped.values() for x in arrays) <= (resident_bytes() if resident is None else resident):
             mapped = {patient: [np.array(x) for x in arrays] for patient, arrays in mapped.items()}
         widths = {x.shape[1]: path for patient, arrays in mapped.items() for x, path in zip(arrays, files[patient], strict=True)}
         if len(widths) > 1:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cohort.bags import open_bag_store
-from pipeline.cohort.loader import BagStore, CohortData
+from pipeline.cohort.loader import MEMORY_MB, BagStore, CohortData, resident_bytes
 from pipeline.cohort.splits import fold_patients, read_splits
 from pipeline.cohort.vectors import Vectors, read_vectors
 from pipeline.errors import InputError
@@ -38,19 +38,22 @@ class RawData:
     bags: Mapping[str, BagStore] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, files: Mapping[str, Any], settings: Mapping[str, Any]) -> RawData:
+    def read(cls, files: Mapping[str, Any], settings: Mapping[str, Any], memory_mb: float = MEMORY_MB) -> RawData:
         """Read the modalities that the model of `settings` (see `study.fold_settings`) asks for.
 
-        files: `patients`, `splits`, `matrix`, `groups`, `manifest` (a path or None), `bags` (modality → path).
+        files: `patients`, `splits`, `matrix`, `groups`, `manifest` (a path or None), `bags` (modality → path). memory_mb: of the job, a
+        share of which holds features (`resident_bytes`); each modality of bags gets an equal part of it.
         Raises `InputError` for a file that cannot be used.
         """
         patients = read_patients(files["patients"])
         matrix, groups, tables, bags = None, None, {}, {}
+        of_bags = [m for m in settings["modalities"] if m == "wsi" or m in files["bags"]]
+        resident = resident_bytes(memory_mb) // max(1, len(of_bags))
         for modality in settings["modalities"]:
             if modality == "wsi":
-                bags[modality] = load_bags(files["manifest"], patients)
+                bags[modality] = load_bags(files["manifest"], patients, resident)
             elif modality in files["bags"]:
-                bags[modality] = open_bag_store(files["bags"][modality])
+                bags[modality] = open_bag_store(files["bags"][modality], resident)
             elif modality == "omics":
                 matrix, groups = read_matrix(files["matrix"]), read_table(files["groups"], ["grouping", "group", "feature"])
             else:
@@ -80,8 +83,8 @@ class Offered:
     columns: dict[str, list[str]] = field(default_factory=dict)
 
 
-def load_bags(manifest: Path, patients: pd.DataFrame) -> BagStore:
-    """Every patient's feature files, as the cohort's table lists his slides."""
+def load_bags(manifest: Path, patients: pd.DataFrame, resident: int) -> BagStore:
+    """Every patient's feature files, as the cohort's table lists their slides; `resident`: see `BagStore.open`."""
     rows = read_table(manifest, ["slide_id", "status", "features"])
     paths = dict(zip(rows["slide_id"], rows["features"], strict=True))
     files = {
@@ -91,7 +94,7 @@ def load_bags(manifest: Path, patients: pd.DataFrame) -> BagStore:
     }
     if not files:
         raise InputError("no patient of the cohort has features", file=manifest)
-    return BagStore.open(files)
+    return BagStore.open(files, resident)
 
 
 def training_rows(ids: Sequence[str], train: pd.DataFrame, modality: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.files import sha256
 from pipeline.jobs.finished import Unit, is_finished, prove, write_folds
@@ -19,6 +19,9 @@ from pipeline.jobs.forking import run_forked
 from pipeline.logs import name_lines
 from pipeline.measuring import measured, used
 from pipeline.tables import read_table
+
+if TYPE_CHECKING:
+    from pipeline.training.dataset import RawData
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +36,13 @@ def train_folds(
     benchmarks: Path,
     code: str,
     workers: int = 1,
+    memory_mb: float = 8000,
 ) -> None:
     """Train those of `units` that are not finished, each in a process of its own, and write the job's table.
 
     settings: `study.fold_settings`; files: as for `RawData.read`; model: the folder of the model, with one folder per fold; benchmarks:
-    the folder for what each fold took; code: the version of what trains; workers: folds at a time (more while the run has idle cores).
+    the folder for what each fold took; code: the version of what trains; workers: folds at a time (more while the run has idle cores);
+    memory_mb: of the job, see `RawData.read`.
     A fold that cannot be trained is a result and listed as such. One whose process dies is not: the others are finished, and the job
     ends with status 1.
     """
@@ -47,7 +52,13 @@ def train_folds(
     if len(left) < len(units):
         log.info("%d of %d folds are finished and kept", len(units) - len(left), len(units))
     if left:
-        lost = _train(settings, left, files, model, benchmarks, code, keys, workers)
+        import torch
+
+        from pipeline.training.dataset import RawData
+
+        torch.set_num_threads(1)  # fixed, so that predictions do not depend on --cores
+        raw = RawData.read(files, settings, memory_mb)
+        lost = _train(settings, {unit: keys[unit] for unit in left}, raw, model, benchmarks, code, workers)
         for unit, end in lost.items():
             log.error("%s was not finished: its process ended (%s)", unit, end)
         if lost:
@@ -58,24 +69,12 @@ def train_folds(
 
 
 def _train(
-    settings: Mapping[str, Any],
-    units: Sequence[Unit],
-    files: Mapping[str, Any],
-    model: Path,
-    benchmarks: Path,
-    code: str,
-    keys: Mapping[Unit, str],
-    workers: int,
+    settings: Mapping[str, Any], keys: Mapping[Unit, str], raw: RawData, model: Path, benchmarks: Path, code: str, workers: int
 ) -> dict[Unit, str]:
-    """Train the folds; how those processes ended that did not end well."""
-    import torch
-
-    from pipeline.training.dataset import RawData
+    """Train the folds of `keys`; how those processes ended that did not end well."""
     from pipeline.training.fold import FILES, train_fold
 
-    torch.set_num_threads(1)  # fixed, so that predictions do not depend on --cores
-    raw = RawData.read(files, settings)
-    start = used()[1] / len(units)  # each fold's share of what was loaded for all
+    start = used()[1] / len(keys)  # each fold's share of what was loaded for all
 
     def train(unit: Unit) -> None:
         name_lines(str(unit))
@@ -85,7 +84,7 @@ def _train(
             train_fold(settings=chosen, fold=unit.fold, raw=raw, folder=folder, code=code, key=keys[unit])
         prove(folder, keys[unit], FILES)
 
-    return run_forked(units, train, workers)
+    return run_forked(list(keys), train, workers)
 
 
 def _number(unit: Unit) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.cohort.loader import CohortData
+from pipeline.cohort.loader import MEMORY_MB, CohortData
 from pipeline.cohort.record import Bag, Patient
 from pipeline.config import read_yaml
 from pipeline.errors import InputError
@@ -31,16 +31,22 @@ NOT_FINITE = "the risk is not a finite number"
 
 
 def predict_scenarios(
-    *, settings: Mapping[str, Any], missing: Mapping[str, Any], folds: Sequence[Path], files: Mapping[str, Any], output: Path
+    *,
+    settings: Mapping[str, Any],
+    missing: Mapping[str, Any],
+    folds: Sequence[Path],
+    files: Mapping[str, Any],
+    output: Path,
+    memory_mb: float = MEMORY_MB,
 ) -> None:
     """Predict the test patients of every trained fold under every scenario and write one table.
 
-    settings: `study.fold_settings`; missing: `study.missing`; folds: folders with ``model.safetensors`` and ``model.yaml``; files: as
-    for `RawData.read`. Output: scenario, fill, draw, fold, patient_id, lacks (what was taken, `;`-separated), time, event, risk, and where
-    there is no risk the reason. Every test patient of a fold has a row in each draw of each scenario, those of a failed fold too.
+    settings: `study.fold_settings`; missing: `study.missing`; folds: folders with ``model.safetensors`` and ``model.yaml``; files and
+    memory_mb: as for `RawData.read`. Output: scenario, fill, draw, fold, patient_id, lacks (what was taken, `;`-separated), time, event,
+    risk, and where there is no risk the reason. Every test patient of a fold has a row in each draw of each scenario, those of a failed fold too.
     Raises `InputError` when a rebuilt fold is not the one that was trained.
     """
-    raw = RawData.read(files, settings)
+    raw = RawData.read(files, settings, memory_mb)
     table = pd.concat([predict_fold(settings, missing, Path(folder), raw) for folder in folds])
     order = {scenario["name"]: at for at, scenario in enumerate(missing["scenarios"])}
     table = table.assign(at=table["scenario"].map(order)).sort_values(["at", "draw", "fold", "patient_id"], kind="stable")

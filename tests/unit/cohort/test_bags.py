@@ -205,11 +205,9 @@ def test_the_loader_takes_a_file_of_bags(tmp_path):
     assert batch.present["tma"].tolist() == [True, False, True]
 
 
-def test_features_that_do_not_fit_into_memory_stay_on_disk(tmp_path, monkeypatch):
+def test_features_that_do_not_fit_into_memory_stay_on_disk(tmp_path):
     path = imported(npz(tmp_path / "x.npz"))
-    held = open_bag_store(path)
-    monkeypatch.setattr("pipeline.cohort.loader.RESIDENT_BYTES", 1)
-    mapped = open_bag_store(path)
+    held, mapped = open_bag_store(path), open_bag_store(path, resident=1)
     assert isinstance(mapped.slides["007"][0], np.memmap)
     assert not isinstance(held.slides["007"][0], np.memmap)
     np.testing.assert_array_equal(mapped.bag("007"), held.bag("007"))
