@@ -43,7 +43,8 @@ def predict_scenarios(
 
     settings: `study.fold_settings`; missing: `study.missing`; folds: folders with ``model.safetensors`` and ``model.yaml``; files and
     memory_mb: as for `RawData.read`. Output: scenario, fill, draw, fold, patient_id, lacks (what was taken, `;`-separated), time, event,
-    risk, and where there is no risk the reason. Every test patient of a fold has a row in each draw of each scenario, those of a failed fold too.
+    risk, and where there is no risk the reason. Every test patient of a fold has a row in each draw of each scenario, those of a failed
+    fold too.
     Raises `InputError` when a rebuilt fold is not the one that was trained.
     """
     raw = RawData.read(files, settings, memory_mb)
