@@ -1,11 +1,7 @@
-"""Randomly damaged copies of a slide go through a cohort run: each comes out right or is listed with its reason.
-
-SLIDE2SURV_DAMAGED_COPIES sets how many (default 30).
-"""
+"""Randomly damaged copies of a slide go through a cohort run: each comes out right or is listed with its reason."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -19,9 +15,10 @@ from pipeline.slides.features import read_coords, read_features
 from pipeline.slides.reading import PatchSource
 from pipeline.tables import read_table
 
-COPIES = int(os.environ.get("SLIDE2SURV_DAMAGED_COPIES", "30"))
 KINDS = ("cut", "flipped", "zeroed", "suffix", "shuffled")
 SUFFIXES = (".tif", ".png", ".jpg", ".ndpi", ".dcm")
+# 25 copies hold each kind five times, and each suffix once; the tier `long` takes 300
+FEW, MANY = pytest.param(25, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.long)
 NEAR = 24.0  # grey levels that a sixteenth of a kept patch may differ from the original: more is always noticed (slides/consistency.py)
 
 
@@ -124,16 +121,16 @@ def verdict(outcomes: pd.DataFrame) -> None:
     assert not outcomes["reason"].fillna("").str.contains("Traceback").any()
 
 
-@pytest.mark.slow
-def test_damaged_copies_of_a_synthetic_slide_come_out_right_or_are_listed(tmp_path, cohort):
+@pytest.mark.parametrize("copies", [FEW, MANY])
+def test_damaged_copies_of_a_synthetic_slide_come_out_right_or_are_listed(tmp_path, cohort, copies):
     from pipeline.demo.slides import write_slides
 
     slide = write_slides(tmp_path / "demo", slides=["DEMO-002-A"], patients=80)[0]
-    verdict(check(*cohort(slide, None, COPIES), tmp_path / "scans", COPIES))
+    verdict(check(*cohort(slide, None, copies), tmp_path / "scans", copies))
 
 
-@pytest.mark.slow
 @pytest.mark.realdata
-def test_damaged_copies_of_a_real_slide_come_out_right_or_are_listed(tmp_path, cohort, realdata):
+@pytest.mark.parametrize("copies", [FEW, MANY])
+def test_damaged_copies_of_a_real_slide_come_out_right_or_are_listed(tmp_path, cohort, realdata, copies):
     slide = realdata / "slides" / "tcga-cr-7395-01a-01-ts1.svs"
-    verdict(check(*cohort(slide, 0.5, COPIES), tmp_path / "scans", COPIES))
+    verdict(check(*cohort(slide, 0.5, copies), tmp_path / "scans", copies))

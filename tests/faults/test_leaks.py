@@ -143,12 +143,12 @@ def test_the_order_of_rows_changes_no_output_byte(tmp_path):
     assert len([name for name in a if name.endswith("model.safetensors")]) == 10
 
 
-@pytest.mark.slow
-def test_permuted_labels_give_intervals_around_one_half_at_the_nominal_rate(tmp_path):
-    """Features that know nothing, 20 cohorts of 200: the 95 % interval holds 0.5 in at least 16 of 20 (binomial: 99.7 %)."""
+@pytest.mark.parametrize("cohorts, least", [pytest.param(6, 4, marks=pytest.mark.slow), pytest.param(20, 16, marks=pytest.mark.long)])
+def test_permuted_labels_give_intervals_around_one_half_at_the_nominal_rate(tmp_path, cohorts, least):
+    """Features that know nothing, cohorts of 200: the 95 % interval holds 0.5 in 16 of 20 or more, 4 of 6 (binomial: 99.7, 99.8 %)."""
     rng = np.random.default_rng(5)
     covered = 0
-    for repetition in range(20):
+    for repetition in range(cohorts):
         tables = Tables(tmp_path / str(repetition), patients=200)
         with gzip.open(tables.data / "expression.tsv.gz", "rt") as handle:
             columns = handle.readline().rstrip("\n").split("\t")[:41]
@@ -160,5 +160,5 @@ def test_permuted_labels_give_intervals_around_one_half_at_the_nominal_rate(tmp_
         folders = [tables.train("snn", fold, shuffled=repetition) for fold in range(2)]
         row = read_table(tables.evaluate("snn", folders, seed=repetition)).iloc[0]
         covered += float(row.c_index_ci_low) <= 0.5 <= float(row.c_index_ci_high)
-    print(f"{covered} of 20 intervals hold 0.5")
-    assert covered >= 16
+    print(f"{covered} of {cohorts} intervals hold 0.5")
+    assert covered >= least

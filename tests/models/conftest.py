@@ -14,7 +14,7 @@ WIDTH = 24
 FAMILIES, PATHWAYS = (5, 9, 3, 12, 1, 7), (1, 4, 17, 2, 6)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def inputs() -> Inputs:
     return Inputs(bags={"wsi": WIDTH}, vectors={"omics": 11}, groups={"families": FAMILIES, "pathways": PATHWAYS})
 

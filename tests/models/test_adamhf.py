@@ -114,9 +114,9 @@ def luad():
     [
         (256, 3.55),
         pytest.param(512, 5.23, marks=pytest.mark.slow),
-        pytest.param(1024, 8.37, marks=pytest.mark.slow),
-        (2048, 14.97),
-        pytest.param(4096, 29.36, marks=pytest.mark.slow),
+        pytest.param(1024, 8.37, marks=pytest.mark.long),
+        pytest.param(2048, 14.97, marks=pytest.mark.slow),
+        pytest.param(4096, 29.36, marks=pytest.mark.long),
     ],
 )
 def test_operations_in_the_reference_order_are_those_of_the_specification(luad, patches, expected):
@@ -136,6 +136,7 @@ def test_operations_in_the_reference_order_are_those_of_the_specification(luad, 
         assert ours / 1e9 == pytest.approx(13.65, abs=0.005)
 
 
+@pytest.mark.slow
 def test_with_its_router_the_model_costs_what_the_router_takes():
     """Why `python -m pipeline.models` prints another figure than that of ρ = 0.05: the share of an untrained router is another."""
     torch.manual_seed(0)
@@ -180,14 +181,14 @@ def test_attention_is_that_of_the_public_codes(luad):
     [
         (None, 7.49),
         ("no_atsa", 13.73),
-        ("all_experts", 11.46),
-        ("outer_fusion", 7.50),
-        ("no_atsa_all_experts_outer_fusion", 21.25),
-        ("code_sizes", 26.99),
-        pytest.param("no_atsa of code_sizes", 50.60, marks=pytest.mark.slow),
-        pytest.param("all_experts of code_sizes", 48.13, marks=pytest.mark.slow),
-        pytest.param("outer_fusion of code_sizes", 27.01, marks=pytest.mark.slow),
-        pytest.param("no_atsa_all_experts_outer_fusion of code_sizes", 90.59, marks=pytest.mark.slow),
+        pytest.param("all_experts", 11.46, marks=pytest.mark.slow),
+        pytest.param("outer_fusion", 7.50, marks=pytest.mark.slow),
+        pytest.param("no_atsa_all_experts_outer_fusion", 21.25, marks=pytest.mark.slow),
+        pytest.param("code_sizes", 26.99, marks=pytest.mark.slow),
+        pytest.param("no_atsa of code_sizes", 50.60, marks=pytest.mark.long),
+        pytest.param("all_experts of code_sizes", 48.13, marks=pytest.mark.long),
+        pytest.param("outer_fusion of code_sizes", 27.01, marks=pytest.mark.long),
+        pytest.param("no_atsa_all_experts_outer_fusion of code_sizes", 90.59, marks=pytest.mark.long),
     ],
 )
 def test_table_iv_has_the_multiplications_that_the_specification_reconstructs(variant, expected):

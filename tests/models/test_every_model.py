@@ -1,6 +1,13 @@
-"""What holds for every model and variant, whichever file it comes from."""
+"""What holds for every model and variant, whichever file it comes from.
 
+A network is `narrow` here, built once and shared by the tests that only read it; at its own width it is built for `long` tests alone.
+A variant that builds the network of another, as those do that change the protocol alone, would repeat the other's tests to the bit
+and is left out. Of variants that set one option to other and other real numbers, the first and the last are run, and all in `long`.
+"""
+
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,13 +19,16 @@ from pipeline.models import available_models, build_model, load_model_config, mo
 from pipeline.models.interface import Target
 from pipeline.nn.hazards import risk_score, survival
 
-VARIANTS = [(name, variant) for name in available_models() for variant in [None, *model_variants(name)]]
-REPEATABLE = [v for v in VARIANTS if v not in {("hdmoe", "random"), ("hdmoe", "code")}]  # those draw segments in evaluation, too
-# Exact zeros by the shift invariance of a softmax: biases of keys, and the last bias of an attention pooling.
-NO_GRADIENT = ("pool.score.bias", "key.bias")
-BATCHES = {"complete": ("", "", ""), "mixed": ("", "omics", "wsi")}
-
-
+# Narrow widths of the models that would take long otherwise; a variant that changes one of them keeps its own.
+NARROW = {
+    "abmil": {"L": 32, "D": 16},
+    "adamhf": {"width": 16, "gene_hidden": 12, "heads": 4, "patch_expert_hidden": 4, "gene_expert_hidden": 8, "frozen_hidden": 8},
+    "camlif": {"group_hidden": 32, "alone_hidden": [32, 16, 8]},
+    "haf": {"d1": 16, "d2": 8, "d_out": 16, "phi_hidden": 16, "fusion_hidden": 16},
+    "hdmoe": {"snn_hidden": 32, "expert_hidden": 16},  # its tokens of up to 256 numbers want the whole width
+    "survq": {"n_query_h": 6, "n_query_g": 4, "width": 32, "patch_hidden": 32},
+}
+SIZES = ["narrow", pytest.param("own", marks=pytest.mark.long)]
 # Fitted in `prepare`, without gradients or anything random in the forward pass; of these, who gives one number whatever the bins.
 FITTED = {name for name in available_models() if not load_model_config(name)["training"]["epochs"]}
 BINARY = {"logistic", "forest"}
@@ -28,22 +38,76 @@ OWN_GRADIENT_TESTS = {"adamhf", "haf", "hdmoe"}  # weights that only some patien
 ROUTED = {"adamhf"}  # which expert is run, and which patches are kept, is a comparison of numbers: in half precision another may win
 
 
-def untrained(name, inputs, variant=None, **options):
-    """The model with the options that make its tests fast, where it has them."""
-    small = {"n_query_h": 6, "n_query_g": 4} if name == "survq" and not (variant or "").startswith("queries") else {}
-    small |= {"snn_hidden": 32} if name == "hdmoe" else {"gene_hidden": 32} if name == "adamhf" else {}
-    small |= {"trees": 5} if name in ("rsf", "forest") else {}
-    small |= {"modalities": ["omics"]} if name in FITTED else {}
-    small |= {"modalities": ["wsi"]} if (name, (variant or "")[:3]) == ("hdmoe", "mri") or "tma" in (variant or "") else {}
-    return build_model(name, replace(inputs, bins=1) if name in ONE_NUMBER else inputs, variant, **small, **options)
+@cache
+def settings(name, variant=None):
+    return load_model_config(name, variant)["model"]
 
 
-def build(name, inputs, variant=None, **options):
-    """The same; fitted, if it fits itself."""
-    model = untrained(name, inputs, variant, **options)
+def options(name, variant=None, size="narrow"):
+    """The options that are tested: few trees, narrow unless it is the model's `own` size, and what the tests' inputs offer."""
+    default, found = settings(name), dict(settings(name, variant))
+    narrow = NARROW.get(name, {}) if size == "narrow" else {}
+    found |= {key: value for key, value in narrow.items() if found[key] == default[key]}
+    found |= {"trees": 5} if name in ("rsf", "forest") else {}
+    found |= {"modalities": ["omics"]} if name in FITTED else {}
+    found |= {"modalities": ["wsi"]} if {"mri", "tma"} & set(found.get("modalities") or ()) else {}
+    return found
+
+
+def networks():
+    """(model, variant) of each network, to parametrise with; of variants with the same options, the first."""
+    found = []
+    for name in available_models():
+        distinct = {}
+        for variant in [None, *model_variants(name)]:
+            if (model := options(name, variant)) not in distinct.values():
+                distinct[variant] = model
+        inner = between(distinct)
+        found += [pytest.param(name, variant, marks=pytest.mark.long if variant in inner else ()) for variant in distinct]
+    return found
+
+
+def between(distinct):
+    """Variants that set one option alone, and to a real number, as one before and one after them does."""
+    series = {}
+    for variant, model in distinct.items():
+        changed = [key for key, value in model.items() if value != distinct[None][key]]
+        if len(changed) == 1 and isinstance(model[changed[0]], float):
+            series.setdefault(changed[0], []).append(variant)
+    return {variant for variants in series.values() for variant in variants[1:-1]}
+
+
+VARIANTS = networks()
+REPEATABLE = [v for v in VARIANTS if v.values not in {("hdmoe", "random"), ("hdmoe", "code")}]  # those draw segments in evaluation, too
+# Exact zeros by the shift invariance of a softmax: biases of keys, and the last bias of an attention pooling.
+NO_GRADIENT = ("pool.score.bias", "key.bias")
+BATCHES = {"complete": ("", "", ""), "mixed": ("", "omics", "wsi")}
+
+
+def untrained(name, inputs, variant=None, size="narrow", **changes):
+    inputs = replace(inputs, bins=1) if name in ONE_NUMBER else inputs
+    return build_model(name, inputs, variant, **{**options(name, variant, size), **changes})
+
+
+def build(name, inputs, variant=None, size="narrow", **changes):
+    """A new model; fitted, if it fits itself."""
+    model = untrained(name, inputs, variant, size, **changes)
     if name in FITTED:
         model.prepare([training_side(inputs, binary=name in BINARY)])
     return model
+
+
+@pytest.fixture(scope="module")
+def built(inputs):
+    """built(name, variant, size): a model in evaluation; the narrow ones are shared, so who changes one takes a copy."""
+
+    def make(name, variant=None, size="narrow"):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return build(name, inputs, variant, size).eval()
+
+    shared = cache(make)
+    return lambda name, variant=None, size="narrow": (shared if size == "narrow" else make)(name, variant, size)
 
 
 def training_side(inputs, binary):
@@ -57,8 +121,9 @@ def training_side(inputs, binary):
 
 
 @pytest.mark.parametrize("name, variant", VARIANTS)
-def test_every_variant_runs_forward_and_backward(name, variant, inputs, draw, stack):
-    model = build(name, inputs, variant)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_variant_runs_forward_and_backward(name, variant, size, built, draw, stack):
+    model = deepcopy(built(name, variant, size)).train()
     output = model(stack([draw(9), draw(13)]))
     target = Target(torch.tensor([0, 1]) % output.logits.shape[1], torch.tensor([True, False]), lambda logits: logits.square().sum(dim=1))
     assert output.logits.shape == (2, 1 if name in ONE_NUMBER else 4)
@@ -83,8 +148,8 @@ def test_one_bin_gives_a_log_risk(name, inputs, draw):
 
 
 @pytest.mark.parametrize("name", sorted(set(available_models()) - FITTED - OWN_GRADIENT_TESTS))
-def test_every_parameter_gets_a_gradient(name, inputs, draw, stack):
-    model = build(name, inputs).double().eval()
+def test_every_parameter_gets_a_gradient(name, built, draw, stack):
+    model = deepcopy(built(name)).double()
     batch = stack([draw(9), draw(13), draw(20)])
     batch = type(batch)(
         {m: type(b)(b.features.double(), b.mask) for m, b in batch.bags.items()},
@@ -111,10 +176,11 @@ def test_evaluation_is_deterministic_and_training_is_not(name, inputs, draw):
     assert torch.equal(model(patient).logits, model(patient).logits)
 
 
-@pytest.mark.parametrize("name, variant", [v for v in REPEATABLE if v != ("abmil", "unmasked")])  # there padding takes part
+@pytest.mark.parametrize("name, variant", [v for v in REPEATABLE if v.values != ("abmil", "unmasked")])  # there padding takes part
 @pytest.mark.parametrize("batch", BATCHES)
-def test_a_batch_gives_what_its_patients_give_alone(name, variant, batch, inputs, draw, stack):
-    model = build(name, inputs, variant).eval()
+@pytest.mark.parametrize("size", SIZES)
+def test_a_batch_gives_what_its_patients_give_alone(name, variant, batch, size, built, draw, stack):
+    model = built(name, variant, size)
     patients = [draw(patches, lacks) for patches, lacks in zip((9, 13, 5), BATCHES[batch], strict=True)]
     patients = [p for p in patients if model.refusal(p.modalities(0)) is None]
     together = model(stack(patients)).logits
@@ -123,8 +189,9 @@ def test_a_batch_gives_what_its_patients_give_alone(name, variant, batch, inputs
 
 
 @pytest.mark.parametrize("name, variant", VARIANTS)
-def test_order_and_duplication_of_patches_matter_only_where_a_model_says_so(name, variant, inputs, draw):
-    model, patient = build(name, inputs, variant).eval(), draw()
+@pytest.mark.parametrize("size", SIZES)
+def test_order_and_duplication_of_patches_matter_only_where_a_model_says_so(name, variant, size, built, draw):
+    model, patient = built(name, variant, size), draw()
     features = patient.bags["wsi"].features
     with_bag = {"shuffled": features[:, torch.randperm(features.shape[1])]}
     if name not in WEIGHED:
@@ -135,8 +202,8 @@ def test_order_and_duplication_of_patches_matter_only_where_a_model_says_so(name
 
 
 @pytest.mark.parametrize("name", available_models())
-def test_what_padding_holds_is_never_read(name, inputs, draw, stack):
-    model, batch = build(name, inputs).eval(), stack([draw(9), draw(13)])
+def test_what_padding_holds_is_never_read(name, built, draw, stack):
+    model, batch = built(name), stack([draw(9), draw(13)])
     bag = batch.bags["wsi"]
     noise = torch.where(bag.mask[..., None], bag.features, torch.full_like(bag.features, 1e3))
     dirty = replace(batch, bags={"wsi": Bag(noise, bag.mask)})
@@ -144,16 +211,16 @@ def test_what_padding_holds_is_never_read(name, inputs, draw, stack):
 
 
 @pytest.mark.parametrize("name", available_models())
-def test_a_patient_with_nothing_is_refused(name, inputs, draw):
-    model = build(name, inputs)
+def test_a_patient_with_nothing_is_refused(name, built, draw):
+    model = built(name)
     nothing = draw().without("wsi").without("omics")
     with pytest.raises(InputError, match=f"{type(model).__name__} cannot predict patient 0 of the batch: (lacks|has none of)"):
         model(nothing)
 
 
 @pytest.mark.parametrize("name", available_models())
-def test_the_refusal_names_the_patient_of_the_batch(name, inputs, draw, stack):
-    model = build(name, inputs)
+def test_the_refusal_names_the_patient_of_the_batch(name, built, draw, stack):
+    model = built(name)
     batch = stack([draw(), draw()])
     rows = torch.tensor([False, True])
     with pytest.raises(InputError, match="patient 1 of the batch"):
@@ -161,8 +228,8 @@ def test_the_refusal_names_the_patient_of_the_batch(name, inputs, draw, stack):
 
 
 @pytest.mark.parametrize("name", available_models())
-def test_attention_that_sums_to_one_does_so_and_skips_padding(name, inputs, draw, stack):
-    model = build(name, inputs).eval()
+def test_attention_that_sums_to_one_does_so_and_skips_padding(name, built, draw, stack):
+    model = deepcopy(built(name))
     model.explain = True
     for key, weights in model(stack([draw(9), draw(13)])).attention.items():
         if key.endswith("_scores"):
@@ -173,8 +240,9 @@ def test_attention_that_sums_to_one_does_so_and_skips_padding(name, inputs, draw
 
 
 @pytest.mark.parametrize("name, variant", REPEATABLE)
-def test_mixed_precision_runs_and_stays_close(name, variant, inputs, draw, stack):
-    model, batch = build(name, inputs, variant).eval(), stack([draw(9), draw(13)])
+@pytest.mark.parametrize("size", SIZES)
+def test_mixed_precision_runs_and_stays_close(name, variant, size, built, draw, stack):
+    model, batch = built(name, variant, size), stack([draw(9), draw(13)])
     exact = model(batch).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = model(batch).logits
@@ -185,12 +253,13 @@ def test_mixed_precision_runs_and_stays_close(name, variant, inputs, draw, stack
 
 
 @pytest.mark.parametrize("name, variant", REPEATABLE)
-def test_a_model_is_saved_and_read_back_without_pickle(name, variant, inputs, draw, tmp_path):
+@pytest.mark.parametrize("size", SIZES)
+def test_a_model_is_saved_and_read_back_without_pickle(name, variant, size, inputs, built, draw, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    model, patient = build(name, inputs, variant).eval(), draw()
+    model, patient = built(name, variant, size), draw()
     save_file({key: value.contiguous().clone() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
     torch.manual_seed(99)
-    again = untrained(name, inputs, variant).eval()
+    again = untrained(name, inputs, variant, size).eval()
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(again(patient).logits, model(patient).logits)

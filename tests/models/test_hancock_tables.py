@@ -89,11 +89,14 @@ def ten_folds(cohort, name, tmp_path):
     return float(np.mean(found)), float(np.mean(right))
 
 
-@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     "name, low, high",
-    [("logistic", 0.76, 0.80), ("forest", 0.78, 0.82), ("tabular_mlp", 0.70, 0.82)],
+    [
+        pytest.param("logistic", 0.76, 0.80, marks=pytest.mark.slow),
+        pytest.param("forest", 0.78, 0.82, marks=pytest.mark.slow),
+        pytest.param("tabular_mlp", 0.70, 0.82, marks=pytest.mark.long),
+    ],
 )
 def test_the_models_for_tables_reach_the_calibration(cohort, name, low, high, tmp_path):
     assert (len(cohort[0]), int(cohort[0].sum())) == (430, 84)

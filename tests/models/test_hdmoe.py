@@ -135,7 +135,14 @@ def test_it_is_the_published_network_written_out(inputs, draw, patches, s1, s2, 
     torch.testing.assert_close(output.losses, {"dis": dis, "bal": 0.01 * bal})
 
 
-@pytest.mark.parametrize("patches, published_flops, ours", [(1000, 6.69, 3.10), (4096, 15.40, 9.27), (16384, 50.16, 32.44)])
+@pytest.mark.parametrize(
+    "patches, published_flops, ours",
+    [
+        (1000, 6.69, 3.10),
+        pytest.param(4096, 15.40, 9.27, marks=pytest.mark.slow),
+        pytest.param(16384, 50.16, 32.44, marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
 def test_operations_of_the_published_order_are_those_of_the_specification_and_ours_are_fewer(patches, published_flops, ours):
     model, patient = build_model("hdmoe", REFERENCE, rfr_eval="fixed:8,8").eval(), reference_patient(REFERENCE, patches)

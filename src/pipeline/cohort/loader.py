@@ -83,12 +83,14 @@ class BagStore:
         """The bags of `patients` as one, as long as the longest; of who has none, all is padding. `limit` and `rng` as in `bag`."""
         stored = [self._stored(p, limit, rng) if self.length(p) else np.zeros((0, self.width), np.float16) for p in patients]
         longest = max(1, max(len(x) for x in stored))
-        features, mask = np.empty((len(stored), longest, self.width), np.float32), np.zeros((len(stored), longest), bool)
+        features, mask = torch.empty(len(stored), longest, self.width), torch.zeros(len(stored), longest, dtype=torch.bool)
         for row, x in enumerate(stored):
-            features[row, : len(x)] = x if self.scaler is None else self.scaler.transform(x)
+            features[row, : len(x)] = torch.from_numpy(
+                x if self.scaler is None else self.scaler.transform(x)
+            )  # torch widens float16 faster
             features[row, len(x) :] = 0
             mask[row, : len(x)] = True
-        return Bag(torch.from_numpy(features), torch.from_numpy(mask))
+        return Bag(features, mask)
 
     def _stored(self, patient: str, limit: int | None, rng: np.random.Generator | None) -> np.ndarray:
         slides = self.slides[patient]
@@ -96,7 +98,7 @@ class BagStore:
         if limit is not None and len(x) > limit:
             rng = rng or np.random.default_rng(seed_from("patches", patient))
             x = x[np.sort(rng.choice(len(x), limit, replace=False))]
-        return x
+        return x if x.flags.writeable else np.array(x)  # what is mapped from disk may not be shared with a tensor
 
 
 @dataclass

@@ -21,7 +21,7 @@ STAGES = {  # of `pipeline.report.resources`, by rule
     "evaluate": "evaluate {}",
 }
 # Patients of a step where a model states none, and what a pass holds at most and costs on a CPU, in patches (pipeline.training.protocol)
-BATCH, PASS, PASS_COST = 32, 16_384, 512
+BATCH, PASS, PASS_COST = 32, 8_000, 512
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ def test_every_patient_is_in_one_pass_and_no_cut_is_cheaper(counts, patients, in
 def test_unequal_bags_are_hardly_padded_and_equal_ones_stay_together():
     rng = np.random.default_rng(0)
     counts = np.minimum(rng.lognormal(np.log(1500), 1.0, 30), 4000).astype(int)
-    passes = cut_passes(counts, 32, 16_384, 512)
+    passes = cut_passes(counts, 32, 8_000, 512)
     assert costs(list(counts), passes, 0) < 1.12 * counts.sum()
     assert len(passes) < 20
-    assert len(cut_passes([65] * 32, 32, 16_384, 512)) == 1
-    assert [rows.tolist() for rows in cut_passes([0] * 5, 3, 16_384, 512)] in ([[0, 1, 2], [3, 4]], [[0, 1], [2, 3, 4]])
+    assert len(cut_passes([65] * 32, 32, 8_000, 512)) == 1
+    assert [rows.tolist() for rows in cut_passes([0] * 5, 3, 8_000, 512)] in ([[0, 1, 2], [3, 4]], [[0, 1], [2, 3, 4]])
 
 
 def test_a_bag_that_no_pass_holds_goes_alone():

@@ -178,6 +178,7 @@ def test_units_that_do_not_exist_or_belong_to_another_kind_are_refused(tmp_path,
 
 @pytest.mark.realdata
 class TestRealTables:
+    @pytest.mark.slow
     def test_every_table_of_the_mcat_family_is_z_scores_calls_and_mutations(self, realdata, tmp_path):
         unit_of = {"rnaseq": "zscore", "cnv": "cnv_calls", "mut": "binary"}
         files = sorted(set((realdata / "tcga_mcat").glob("*/omics*.tsv.gz")) - set((realdata / "tcga_mcat").glob("*/*_mcat_sig.tsv.gz")))

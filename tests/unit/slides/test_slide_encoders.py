@@ -405,6 +405,7 @@ def test_a_compiled_network_gives_the_same_features_and_compiles_once(convolutio
     assert np.array_equal(compiled.encode(PATCHES[::-1])[::-1], found[2:7])
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_network_runs_as_it_is(convolutions, own_cache, monkeypatch, caplog):
     import torch._inductor.config
 
@@ -437,6 +438,7 @@ def test_a_misspelt_encoder_key_or_choice_gets_the_nearest_name():
         encoder_spec("uni", {"uni": {"pooling": "class_mean"}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in yaml.safe_load(TABLE.read_text()) if name != "stain_texture"])
 def test_the_architecture_of_an_entry_has_its_width(name):
     import torch
