@@ -6,7 +6,7 @@ import pytest
 from pipeline.slides.features import read_features
 from tests.workflow.conftest import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.realdata]
+pytestmark = pytest.mark.realdata
 
 
 def evaluated(folder, realdata, cohort: str, model: str, *settings: str) -> pd.Series:
@@ -16,6 +16,7 @@ def evaluated(folder, realdata, cohort: str, model: str, *settings: str) -> pd.S
     return pd.read_csv(folder / target, sep="\t").iloc[0]
 
 
+@pytest.mark.slow
 def test_snn_on_blca_lies_in_the_range_of_the_reference_runs(tmp_path, realdata):
     """Published folds: last epoch [.55, .61], best epoch within one published standard deviation; nothing on permuted labels."""
     row = evaluated(tmp_path, realdata, "blca", "snn", "controls={shuffled_labels: 1}")
@@ -27,6 +28,7 @@ def test_snn_on_blca_lies_in_the_range_of_the_reference_runs(tmp_path, realdata)
     assert row["c_index_shuffled"] < row["noise_floor"] < row["c_index_best_epoch"]
 
 
+@pytest.mark.long
 def test_ridge_cox_on_the_vectors_of_gpdbn_equals_the_reference_run(tmp_path, realdata):
     """Gene, pathology and copy number together, five released folds: .6752."""
     row = evaluated(tmp_path, realdata, "brca_gpdbn", "coxnet+ridge")
@@ -34,6 +36,7 @@ def test_ridge_cox_on_the_vectors_of_gpdbn_equals_the_reference_run(tmp_path, re
     assert row["c_index"] == pytest.approx(0.6752, abs=0.001)
 
 
+@pytest.mark.long
 def test_logistic_regression_on_hancock_reaches_its_calibration(tmp_path, realdata):
     """Five tables, death within three years, patients with public image features, ten folds: AUC .78 ± .02."""
     row = evaluated(tmp_path, realdata, "hancock_3y", "logistic")
@@ -43,6 +46,7 @@ def test_logistic_regression_on_hancock_reaches_its_calibration(tmp_path, realda
     assert row["majority"] < row["accuracy"] < row["majority"] + 0.05
 
 
+@pytest.mark.slow
 def test_the_real_frozen_section_goes_through_tissue_patches_and_features(tmp_path, realdata):
     """It is listed beside a broken file, which fails alone."""
     run(tmp_path, "--config", f"data_dir={realdata}", "--", "results/tcga_frozen/slides/manifest-stain_texture.tsv")

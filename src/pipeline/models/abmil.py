@@ -55,7 +55,7 @@ class ABMIL(SurvivalModel):
         fused = choice("fusion", fusion, {"none": False, "concat": True, "bilinear": True})
         self.modality, self.mask_padding = modality, mask_padding
         self.modalities = self.requires = (modality, "omics") if fused else (modality,)
-        self.embed = nn.Sequential(nn.Linear(inputs.bag(modality, "ABMIL"), L), nn.ReLU(), Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(inputs.bag(modality, "ABMIL"), L), nn.ReLU(inplace=True), Dropout(dropout))
         self.pool = GatedAttentionPool(L, D, attention_dropout, gated=gated)
         self.rho = nn.Sequential(nn.Linear(L, D), nn.ReLU(), Dropout(dropout)) if rho else nn.Identity()
         width = D if rho else L

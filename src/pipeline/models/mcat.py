@@ -66,7 +66,7 @@ class MCAT(SurvivalModel):
         branch = {"dropout": dropout, "layers": encoder_layers, "heads": encoder_heads, "hidden": encoder_hidden}
         if self.path:
             self.patch_width = inputs.bag("wsi", "MCAT")
-            self.patches = nn.Sequential(nn.Linear(self.patch_width, WIDTH), nn.ReLU(), Dropout(dropout))
+            self.patches = nn.Sequential(nn.Linear(self.patch_width, WIDTH), nn.ReLU(inplace=True), Dropout(dropout))
             self.coattention = CrossAttention(WIDTH, heads=coattn_heads, bias=True, output=True, folded=folded)
             _init_like_multihead(self.coattention)
             self.path_branch = _Branch(**branch)
