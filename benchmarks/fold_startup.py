@@ -1,45 +1,62 @@
-"""What a fold's job costs before its first epoch: imports and reading, as ratios to `import torch` in the same run.
+"""What a process that trains costs before its first epoch, in this checkout and another: CPU seconds beside those of `import torch`.
 
-Run after `make demo`: ``PYTHONPATH=src python benchmarks/fold_startup.py``. Prints a TSV: what, seconds, ratio.
+Run: ``python benchmarks/fold_startup.py [--before CHECKOUT]``. Each measurement is the least of several processes of their own, one thread.
+*ready to train*: imports, a small network, its optimiser, and the count of its operations, as every process of training needs them.
+A job of many folds pays that once; before it, each fold did. Prints a TSV: what, who, cpu_s, of_torch.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROUNDS = 5
+TORCH = "import torch"
 IMPORTS = "import pipeline.training.fold"
-READING = f"""{IMPORTS}
-from pathlib import Path
-from pipeline import study
-from pipeline.config import ROOT, read_yaml, validate
-from pipeline.training.fold import Fold
-demo = study.load_study(validate(read_yaml(ROOT / "config.yaml"), "config", "config.yaml"), "demo")
-results = Path("results/demo")
-files = dict(patients=results / "cohort/patients.tsv", splits=results / "cohort/splits.tsv", matrix=results / "omics/omics.h5",
-             groups=results / "omics/groups.tsv", manifest=results / "slides/manifest-stain_texture.tsv")
-Fold(study.fold_settings(demo, "mcat"), 0, files, dict(seed=1))
+READY = f"""{IMPORTS}
+import numpy as np
+from pipeline.cohort.loader import CohortData
+from pipeline.models import build_model
+from pipeline.models.interface import Inputs
+from pipeline.training.cost import training_seconds
+from pipeline.training.protocol import Protocol
+model = build_model("snn", Inputs(vectors={{"omics": 8}}))
+Protocol().make_optimizer(model)
+training_seconds(model, CohortData({{"omics": ({{"a": 0}}, np.zeros((1, 8), np.float32))}}), ["a"], 1, None)
 """
 
 
-def seconds(code: str) -> float:
-    """Wall time of a new Python process that runs `code`, the best of `ROUNDS`."""
-    best = float("inf")
+def cpu_seconds(code: str, source: Path) -> float:
+    """User and system time of a new Python process that runs `code` with `source` on its path, the least of `ROUNDS`."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    least = float("inf")
     for _ in range(ROUNDS):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        best = min(best, time.perf_counter() - start)
-    return best
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        least = min(least, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return least
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, help="another checkout of the project")
+    checkouts = {"after": Path(__file__).resolve().parents[1]}
+    if before := parser.parse_args().before:
+        checkouts = {"before": before, **checkouts}
+    torch = cpu_seconds(TORCH, checkouts["after"] / "src")
+    print("what\twho\tcpu_s\tof_torch")
+    print(f"{TORCH}\t\t{torch:.2f}\t1")
+    for what, code in (("imports", IMPORTS), ("ready to train", READY)):
+        for who, checkout in checkouts.items():
+            took = cpu_seconds(code, checkout / "src")
+            print(f"{what}\t{who}\t{took:.2f}\t{took / torch:.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    if not Path("results/demo/summary.tsv").is_file():
-        sys.exit("results/demo is not there: run `make demo` first")
-    torch = seconds("import torch")
-    print("what\tseconds\tratio")
-    for name, code in (("import torch", "import torch"), ("imports of a fold", IMPORTS), ("imports and reading (mcat, demo)", READING)):
-        took = torch if name == "import torch" else seconds(code)
-        print(f"{name}\t{took:.2f}\t{took / torch:.2f}")
+    main()
