@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: threads for matrices of a few numbers cost several times the work
 REALDATA = os.environ.get("SLIDE2SURV_REALDATA")
 
 
