@@ -22,7 +22,7 @@ DEMO = (
     "slides={chunks: 2}",
     "models=[survq]",
     "splits={folds: 3}",
-    "training={epochs: 40, checkpoint_seconds: 0, folds_per_job: 3}",
+    "training={epochs: 80, checkpoint_seconds: 0, folds_per_job: 3}",
     "--",
     "results/demo/summary.tsv",
 )
@@ -77,7 +77,8 @@ def fold_process(folder: Path) -> int | None:
     for place in Path("/proc").glob("[0-9]*"):
         try:
             words = (place / "cmdline").read_bytes()
-            if b"train_fold.py" in words and b"snakemake" not in words.split(b"\0")[1] and (place / "cwd").resolve() == folder.resolve():
+            script = words.split(b"\0")[1]
+            if script.endswith(b"train_fold.py") and (place / "cwd").resolve() == folder.resolve():
                 scripts[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, IndexError):
             continue

@@ -49,7 +49,9 @@ if workflow.is_main_process:
 
 onstart:
     if workflow.is_main_process:
-        cores.lay_out(workflow.cores if workflow.local_exec else 0)
+        # idle cores are taken where jobs run here, and where nobody bounds the memory of all jobs together
+        here = workflow.local_exec and "mem_mb" not in workflow.global_resources
+        cores.lay_out(workflow.cores if here else 0)
         or_stop(end_orphans, Path("."))
         watch()
 
