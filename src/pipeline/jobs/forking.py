@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from multiprocessing.connection import wait
 from typing import TypeVar
 
@@ -20,7 +19,6 @@ from pipeline.stopping import GRACE
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Process = multiprocessing.context.ForkProcess
 LOOK = 0.5  # seconds between two looks for an idle core
 
 
@@ -36,12 +34,17 @@ def run_forked(tasks: Sequence[T], work: Callable[[T], None], workers: int = 1) 
     waiting, running, ended = list(tasks), {}, {}
     try:
         while waiting or running:
-            while waiting and (slot := _room(running, workers)) is not None:
+            while waiting:
+                granted = sum(own for _, own in running.values()) < workers  # of the cores that the job was given
+                core = None if granted else cores.take()
+                if not granted and core is None:
+                    break
                 task = waiting.pop(0)
                 process = context.Process(target=_call, args=(work, task), daemon=True)
                 process.start()
-                running[process] = task, slot
-                slot.close()  # the lock is the process's own from here on
+                running[process] = task, granted
+                if core:
+                    core.close()  # its lock is held by the process alone from here on
             wait([process.sentinel for process in running], LOOK if waiting else None)
             for process in [process for process in running if not process.is_alive()]:
                 task, _ = running.pop(process)
@@ -50,19 +53,6 @@ def run_forked(tasks: Sequence[T], work: Callable[[T], None], workers: int = 1) 
     finally:
         _end(list(running))
     return ended
-
-
-def _room(running: dict[Process, tuple], workers: int) -> object | None:
-    """What a further process holds while it lives: nothing for the first `workers`, else an idle core; None where there is no room."""
-    own = sum(isinstance(slot, nullcontext) for _, slot in running.values())
-    return _Own() if own < workers else cores.take()
-
-
-class _Own(nullcontext):
-    """The core that the job was given."""
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _call(work: Callable[[T], None], task: T) -> None:
@@ -75,7 +65,7 @@ def _call(work: Callable[[T], None], task: T) -> None:
         sys.exit(1)
 
 
-def _end(processes: Sequence[Process]) -> None:
+def _end(processes: Sequence[multiprocessing.Process]) -> None:
     """Tell them to stop, and after `GRACE` seconds do not ask any more."""
     for process in processes:
         process.terminate()
