@@ -28,7 +28,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = {"row": mark.line + 1} if mark else {}
-        tab = mark and "\t" in path.read_text(encoding="utf-8").splitlines()[mark.line]
+        tab = mark and "\t" in "".join(path.read_text(encoding="utf-8").splitlines()[mark.line : mark.line + 1])  # none where the file ends
         remedy = "YAML allows no tabs: indent by spaces." if tab else ""
         raise InputError(f"not valid YAML ({getattr(error, 'problem', error)})", file=path, remedy=remedy, **where) from error
     if not isinstance(document, dict):

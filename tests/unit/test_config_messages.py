@@ -47,3 +47,12 @@ def test_a_tab_is_named_as_what_is_wrong_with_yaml(tmp_path):
     file.write_text("title: x\nendpoints:\n\tos: {}\n")
     with pytest.raises(InputError, match=r"c.yaml, row 3: not valid YAML \(.*\)\. YAML allows no tabs: indent by spaces\."):
         read_yaml(file)
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: [\n", "a: {b: 1\n\n", '"a'])
+def test_a_file_that_ends_too_early_is_not_valid_yaml(tmp_path, text):
+    """The fault is then in a line that is not there."""
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"c.yaml, row \d+: not valid YAML"):
+        read_yaml(file)

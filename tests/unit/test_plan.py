@@ -207,7 +207,7 @@ def test_the_plan_is_told_and_written(cohort, capsys, tmp_path):
         "Total: 18 jobs, ",
         " with 4 cores and 0 GPUs, one stage after the other; the longest job ",
         " (features)\n",
-        "On SLURM: 26 jobs, 2.6 min of processor time more, 3.9 s a job and what starts anew\n",
+        "On SLURM: 26 jobs, 2.1 min of processor time more, 3.9 s a job and what starts anew\n",
         "→ With a GPU (--gpus 1) the encoder takes about ",
         "  4 slides, listed by ",
         "  10 patients, rows of ",

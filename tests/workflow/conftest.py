@@ -3,6 +3,8 @@
 import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,13 +29,20 @@ def run(folder: Path, *arguments: str, cores: int = 2, fails: bool = False) -> s
     return text
 
 
+@contextmanager
+def shared(factory: pytest.TempPathFactory, worker_id: str, name: str) -> Iterator[Path]:
+    """A folder that all processes of the tests share; inside, this one alone may look at it and fill it."""
+    base = factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / f"shared-{name}"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder in which the demo has run. Not to be changed: every process of the tests shares it, and the first to ask makes it."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "shared-demo"
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with shared(tmp_path_factory, worker_id, "demo") as folder:
         if not (folder / TARGETS[1]).exists():
             run(folder, "--", *TARGETS)
     return folder

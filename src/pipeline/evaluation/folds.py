@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from pipeline.cohort.splits import read_splits, splits_digest
+from pipeline.config import read_yaml
 from pipeline.errors import InputError
 from pipeline.tables import FIRST_ROW, numeric, read_table
 
@@ -169,15 +169,13 @@ def _number(folder: Path) -> int:
 
 
 def _read_settings(path: Path) -> dict:
+    remedy = "Remove the fold's folder and train it again."
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot be read as YAML ({error})", file=path, remedy="Remove the fold's folder and train it again.") from error
-    if not isinstance(settings, dict):
-        raise InputError(
-            "is not a mapping", file=path, found=type(settings).__name__, remedy="Remove the fold's folder and train it again."
-        )
-    return settings
+        return read_yaml(path)
+    except InputError as error:
+        raise InputError(error.problem, file=path, row=error.row, found=error.found, remedy=remedy) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", file=path, remedy=remedy) from error
 
 
 def _no_predictions() -> pd.DataFrame:
