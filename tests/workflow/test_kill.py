@@ -14,13 +14,13 @@ from tests.workflow.conftest import command, run
 
 SETTINGS = ("demo={patients: 24}", "models=[snn,survq]", "splits={folds: 2}", "training={epochs: 8, checkpoint_seconds: 0}")
 SMALL = ("--config", *SETTINGS, "--", "results/demo/summary.tsv", "results/demo/report.html")
-STAGES = {  # the log of a job of each, that is written when it begins; its driver alone is killed, or all its processes with it
-    "demo_slides": "demo_slides_*.log",
-    "tissue": "tissue_*.log",
-    "features": "features_*.log",
-    "training": "train_survq_*.log",
-    "evaluation": "evaluate_*.log",
-    "report": "report_page.log",
+STAGES = {  # a file that is there when a job of the stage is at work; its driver alone is killed, or all its processes with it
+    "demo_slides": "logs/demo_slides_*.log",
+    "tissue": "logs/tissue_*.log",
+    "features": "logs/features_*.log",
+    "training": "survq/fold*/checkpoint.pt",
+    "evaluation": "logs/evaluate_*.log",
+    "report": "logs/report_page.log",
 }
 KILLS = 10
 
@@ -56,10 +56,10 @@ def kill(driver: subprocess.Popen, everything: bool) -> None:
 def test_a_kill_at_every_stage_changes_no_byte(tmp_path, whole):
     """One folder, killed in every stage in turn: the driver alone, then all of its processes, and so on."""
     for number, (stage, pattern) in enumerate(STAGES.items()):
-        for log in (tmp_path / "results/demo/logs").glob(pattern):
+        for log in (tmp_path / "results/demo").glob(pattern):
             log.unlink()
         with start(tmp_path) as driver:
-            while not list((tmp_path / "results/demo/logs").glob(pattern)):
+            while not list((tmp_path / "results/demo").glob(pattern)):
                 assert driver.poll() is None, f"{stage} did not begin"
                 time.sleep(0.02)
             kill(driver, everything=number % 2 == 1)

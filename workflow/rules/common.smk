@@ -49,8 +49,8 @@ if workflow.is_main_process:
 
 onstart:
     if workflow.is_main_process:
-        # idle cores are taken where jobs run here, and where nobody bounds the memory of all jobs together
-        here = workflow.local_exec and "mem_mb" not in workflow.global_resources
+        # spare cores are taken where jobs run here, and where nobody bounds memory or GPUs of all jobs together
+        here = workflow.local_exec and not {"mem_mb", "gpu"} & set(workflow.global_resources)
         cores.lay_out(workflow.cores if here else 0)
         or_stop(end_orphans, Path("."))
         watch()

@@ -4,13 +4,17 @@ A job takes the folds that its name lists (`0-4`, `3`) and forks a process for e
 would delete those of all folds when one fails, and a rerun keeps the finished ones. The output is the table of the job's folds.
 """
 
-TRAINING = code_version(
+# With the environment: a fold that is finished in one is not in another.
+TRAINING = SETTINGS["torch"] + code_version(
     "pipeline.training",
     "pipeline.nn",
     "pipeline.models",
     "pipeline.cohort",
-    "pipeline.omics.scaling",
-    "pipeline.omics.selection",
+    "pipeline.omics",
+    "pipeline.evaluation.concordance",
+    "pipeline.slides.features",
+    "pipeline.seeds",
+    "pipeline.tables",
 )
 
 

@@ -4,11 +4,10 @@ from pipeline.evaluation.model import evaluate_model
 from pipeline.jobs.finished import fold_folders
 from pipeline.logs import logged
 
-repetitions = {}
-for folder in fold_folders(snakemake.input.get("shuffled", [])):
-    repetitions.setdefault(folder.parent, []).append(folder)
-
 with logged(snakemake.log[0]):
+    repetitions = {}
+    for folder in fold_folders(snakemake.input.get("shuffled", [])):
+        repetitions.setdefault(folder.parent, []).append(folder)
     evaluate_model(
         cohort=snakemake.wildcards.cohort,
         model=snakemake.wildcards.model,

@@ -4,11 +4,10 @@ from pipeline.evaluation.scenarios import evaluate_scenarios
 from pipeline.jobs.finished import fold_folders
 from pipeline.logs import logged
 
-folders = {}
-for folder in fold_folders(snakemake.input.folds):
-    folders.setdefault(folder.parent.name, []).append(folder)
-
 with logged(snakemake.log[0]):
+    folders = {}
+    for folder in fold_folders(snakemake.input.folds):
+        folders.setdefault(folder.parent.name, []).append(folder)
     evaluate_scenarios(
         cohort=snakemake.wildcards.cohort,
         folders=folders,

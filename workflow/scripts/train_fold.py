@@ -1,11 +1,13 @@
 from pathlib import Path
 
-from pipeline.jobs import cores
+from pipeline.jobs.cores import Cores
 from pipeline.jobs.finished import units_of
 from pipeline.logs import logged
 from pipeline.training.job import train_folds
 
-with logged(snakemake.log[0]), cores.own():
+cores = Cores(snakemake.threads)  # claimed before anything heavy is imported
+
+with logged(snakemake.log[0]):
     single = {name: next(iter(snakemake.input.get(name) or []), None) for name in ("matrix", "groups", "manifest")}
     bags = {Path(file).stem: file for file in snakemake.input.get("bags") or []}
     p, table = snakemake.params, Path(snakemake.output[0])
@@ -17,6 +19,6 @@ with logged(snakemake.log[0]), cores.own():
         table=table,
         benchmarks=table.parents[1] / "benchmarks",
         code=p.code,
-        workers=snakemake.threads,
+        cores=cores,
         memory_mb=snakemake.resources.mem_mb,
     )

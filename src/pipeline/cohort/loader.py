@@ -80,7 +80,7 @@ class BagStore:
         return x.astype(np.float32) if self.scaler is None else self.scaler.transform(x)
 
     def padded(self, patients: Sequence[str], limit: int | None = None, rng: np.random.Generator | None = None) -> Bag:
-        """The bags of `patients` as one, as long as the longest; of who has none, all is padding. `limit` and `rng` as in `bag`."""
+        """The bags of `patients` as one, as long as the longest; patients without a bag are all padding. `limit` and `rng` as in `bag`."""
         stored = [self._stored(p, limit, rng) if self.length(p) else np.zeros((0, self.width), np.float16) for p in patients]
         longest = max(1, max(len(x) for x in stored))
         features, mask = torch.empty(len(stored), longest, self.width), torch.zeros(len(stored), longest, dtype=torch.bool)

@@ -37,3 +37,21 @@ def cut_passes(lengths: Sequence[int], patients: int, instances: int, cost: int)
         passes.append(order[first[end] : end])
         end = first[end]
     return passes[::-1]
+
+
+def whole_passes(lengths: Sequence[int], patients: int, instances: int | None) -> list[np.ndarray]:
+    """Row numbers of passes of `patients` in their order, fewer only where they would hold more than `instances`, padding included.
+
+    >>> [rows.tolist() for rows in whole_passes([1, 9, 2, 2, 2], patients=4, instances=20)]
+    [[0, 1], [2, 3, 4]]
+    """
+    passes: list[list[int]] = []
+    longest = 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        full = passes and (len(passes[-1]) == patients or (instances is not None and longest * (len(passes[-1]) + 1) > instances))
+        if full or not passes:
+            passes.append([])
+            longest = length
+        passes[-1].append(row)
+    return [np.array(rows) for rows in passes]

@@ -169,7 +169,7 @@ def _number(folder: Path) -> int:
 
 
 def _read_settings(path: Path) -> dict:
-    remedy = "Remove the fold's folder and train it again."
+    remedy = "Delete the model's folds_*.tsv and run again: a fold whose files changed is trained again."
     try:
         return read_yaml(path)
     except InputError as error:

@@ -82,11 +82,33 @@ def write_folds(units: Iterable[Unit], model: Path, table: Path) -> None:
 
 
 def fold_folders(tables: Iterable[str | Path]) -> list[Path]:
-    """The folders of all folds that the jobs' tables list, in their order."""
+    """The folders of all folds that the jobs' tables list, in their order. Raises `InputError` for a fold that is not the one listed."""
     found = []
     for table in map(Path, tables):
-        header, *rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
-        if header != ["folder", "proof"]:
-            raise InputError("is no table of folds", file=table, found=" ".join(header), expected="folder and proof", remedy="Delete it.")
-        found += [table.parent / folder for folder, _ in rows]
+        for name, digest in _read_folds(table):
+            folder = table.parent / name
+            if not (folder / PROOF).is_file() or sha256(folder / PROOF) != digest:
+                problem = f"{name} is not the fold that was listed: it was removed or trained otherwise since"
+                raise InputError(problem, file=table, remedy=f"Delete {table} and run again.")
+            found.append(folder)
     return found
+
+
+def drop_tables(model: Path, units: Iterable[Unit]) -> None:
+    """Remove every table below `model` that lists one of `units`, which are about to be trained anew: none is to pass for their result."""
+    names = {unit.folder(Path()).as_posix() for unit in units}
+    for table in [*model.glob("folds_*.tsv"), *model.glob("shuffled_*.tsv")]:
+        try:
+            listed = {name for name, _ in _read_folds(table)}
+        except InputError:
+            continue
+        if names & listed:
+            table.unlink(missing_ok=True)
+
+
+def _read_folds(table: Path) -> list[tuple[str, str]]:
+    """Folder and digest of the proof of each fold of a job."""
+    header, *rows = [tuple(line.split("\t")) for line in table.read_text(encoding="utf-8").splitlines()] or [()]
+    if header != ("folder", "proof"):
+        raise InputError("is no table of folds", file=table, found=" ".join(header), expected="folder and proof", remedy="Delete it.")
+    return rows

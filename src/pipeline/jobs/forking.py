@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-from pipeline.jobs import cores
+from pipeline.jobs.cores import Cores
 from pipeline.stopping import GRACE
 
 log = logging.getLogger(__name__)
@@ -22,10 +22,10 @@ T = TypeVar("T")
 LOOK = 0.5  # seconds between two looks for an idle core
 
 
-def run_forked(tasks: Sequence[T], work: Callable[[T], None], workers: int = 1) -> dict[T, str]:
+def run_forked(tasks: Sequence[T], work: Callable[[T], None], cores: Cores) -> dict[T, str]:
     """Call `work` with each of `tasks`, in that order, each call in a process forked from this one.
 
-    At most `workers` at a time, and further ones while the run has idle cores (`cores.take`). A process that dies is no other's end.
+    As many at a time as the job has cores, and further ones while the run has cores to spare. A process that dies is no other's end.
     When this process is told to stop, the forked ones are told too and may keep what they have done; when it dies, so do they.
 
     Returns how those ended that did not end well, by task: nothing when all is done.
@@ -35,8 +35,8 @@ def run_forked(tasks: Sequence[T], work: Callable[[T], None], workers: int = 1) 
     try:
         while waiting or running:
             while waiting:
-                granted = sum(own for _, own in running.values()) < workers  # of the cores that the job was given
-                core = None if granted else cores.take()
+                granted = sum(own for _, own in running.values()) < cores.count  # it runs on a core that the job was given
+                core = None if granted else cores.spare()
                 if not granted and core is None:
                     break
                 task = waiting.pop(0)

@@ -30,10 +30,11 @@ FILES = ("predictions.tsv", "history.tsv", "model.safetensors", "model.yaml")  #
 HISTORY = ["epoch", "train_loss", "inner_loss", "inner_c_index", "test_c_index"]
 
 
-def train_fold(*, settings: Mapping[str, Any], fold: int, raw: RawData, folder: Path, code: str, key: str) -> None:
+def train_fold(*, settings: Mapping[str, Any], fold: int, raw: RawData | InputError, folder: Path, code: str, key: str) -> None:
     """Train `settings["model"]` on fold `fold` and write its four files (`FILES`) into `folder`.
 
-    settings: `study.fold_settings`; with `shuffled`, the number of the repetition on permuted labels. key: what all of it depends on, by
+    settings: `study.fold_settings`; with `shuffled`, the number of the repetition on permuted labels. raw: what the model reads, or why it
+    cannot. key: what all of it depends on, by
     which a checkpoint in the folder is taken up again.
     A fold that cannot be trained (no event, no patient with the modalities, a loss that diverges) still writes its files:
     empty tables and the reason under `failure` in model.yaml, so that the summary lists it instead of losing the model.
@@ -43,6 +44,8 @@ def train_fold(*, settings: Mapping[str, Any], fold: int, raw: RawData, folder: 
     facts |= {"seed": seed_from(settings["name"], settings["model"], fold, settings["seed"], *control), "code": code, "failure": None}
     checkpoint = folder / "checkpoint.pt"
     try:
+        if isinstance(raw, InputError):
+            raise raw
         run = Fold(settings, fold, raw, facts)
         history = run.train(checkpoint, key)
         predictions, model = run.predict(), run.model

@@ -10,11 +10,14 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import InputError
 from pipeline.files import sha256
-from pipeline.jobs.finished import Unit, is_finished, prove, write_folds
+from pipeline.jobs.cores import Cores
+from pipeline.jobs.finished import Unit, drop_tables, is_finished, prove, write_folds
 from pipeline.jobs.forking import run_forked
 from pipeline.logs import name_lines
 from pipeline.measuring import measured, used
@@ -35,16 +38,16 @@ def train_folds(
     table: Path,
     benchmarks: Path,
     code: str,
-    workers: int = 1,
+    cores: Cores,
     memory_mb: float = 8000,
 ) -> None:
     """Train those of `units` that are not finished, each in a process of its own, and write the job's table.
 
     settings: `study.fold_settings`; files: as for `RawData.read`; model: the folder of the model, with one folder per fold; benchmarks:
-    the folder for what each fold took; code: the version of what trains; workers: folds at a time (more while the run has idle cores);
-    memory_mb: of the job, see `RawData.read`.
-    A fold that cannot be trained is a result and listed as such. One whose process dies is not: the others are finished, and the job
-    ends with status 1.
+    the folder for what each fold took; code: the version of what trains; cores: of the job, one fold at a time for each, and
+    more while the run has some to spare; memory_mb: of the job, see `RawData.read`.
+    A fold that cannot be trained, also because what the model reads cannot be used, is a result and listed as such. One whose process dies
+    is not: the others are finished, and the job ends with status 1.
     """
     inputs = input_digest(files, settings)
     keys = {unit: fold_key(settings, unit, inputs, code) for unit in units}
@@ -53,12 +56,13 @@ def train_folds(
         log.info("%d of %d folds are finished and kept", len(units) - len(left), len(units))
     if left:
         import torch
+        from threadpoolctl import threadpool_limits
 
-        from pipeline.training.dataset import RawData
-
-        torch.set_num_threads(1)  # fixed, so that predictions do not depend on --cores
-        raw = RawData.read(files, settings, memory_mb)
-        lost = _train(settings, {unit: keys[unit] for unit in left}, raw, model, benchmarks, code, workers)
+        torch.set_num_threads(1)  # and that of BLAS: fixed, so that predictions do not depend on --cores
+        threadpool_limits(1)
+        drop_tables(model, left)
+        raw = _read(files, settings, memory_mb)
+        lost = _train(settings, {unit: keys[unit] for unit in left}, raw, model, benchmarks, code, cores)
         for unit, end in lost.items():
             log.error("%s was not finished: its process ended (%s)", unit, end)
         if lost:
@@ -68,8 +72,18 @@ def train_folds(
     write_folds(units, model, table)
 
 
+def _read(files: Mapping[str, Any], settings: Mapping[str, Any], memory_mb: float) -> RawData | InputError:
+    """What all folds read, or why it cannot be used, which every fold will say of itself."""
+    from pipeline.training.dataset import RawData
+
+    try:
+        return RawData.read(files, settings, memory_mb)
+    except InputError as error:
+        return error
+
+
 def _train(
-    settings: Mapping[str, Any], keys: Mapping[Unit, str], raw: RawData, model: Path, benchmarks: Path, code: str, workers: int
+    settings: Mapping[str, Any], keys: Mapping[Unit, str], raw: RawData | InputError, model: Path, benchmarks: Path, code: str, cores: Cores
 ) -> dict[Unit, str]:
     """Train the folds of `keys`; how those processes ended that did not end well."""
     from pipeline.training.fold import FILES, train_fold
@@ -84,7 +98,7 @@ def _train(
             train_fold(settings=chosen, fold=unit.fold, raw=raw, folder=folder, code=code, key=keys[unit])
         prove(folder, keys[unit], FILES)
 
-    return run_forked(list(keys), train, workers)
+    return run_forked(list(keys), train, cores)
 
 
 def _number(unit: Unit) -> str:
@@ -92,8 +106,9 @@ def _number(unit: Unit) -> str:
 
 
 def fold_key(settings: Mapping[str, Any], unit: Unit, inputs: str, code: str) -> str:
-    """A digest of all that the fold's files depend on."""
-    return hashlib.sha256(json.dumps([settings, unit.fold, unit.repetition, inputs, code], default=str).encode()).hexdigest()
+    """A digest of all that the fold's files depend on, PyTorch's version among it."""
+    parts = [settings, unit.fold, unit.repetition, inputs, code, version("torch")]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 def input_digest(files: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -104,5 +119,12 @@ def input_digest(files: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     digests = [sha256(file) for file in [*single, *bags, *tables]]
     if files["manifest"] and "wsi" in settings["modalities"]:
         features = read_table(files["manifest"], ["features"])["features"].dropna()
-        digests += [f"{state.st_size} {state.st_mtime_ns}" for state in map(Path.stat, map(Path, features))]
+        digests += [_state(Path(file)) for file in features]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _state(file: Path) -> str:
+    """Size and time of a file of features; reading it will tell that it is absent."""
+    if not file.exists():
+        return "absent"
+    return f"{file.stat().st_size} {file.stat().st_mtime_ns}"

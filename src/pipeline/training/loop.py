@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cohort.loader import CohortData
-from pipeline.cohort.passes import cut_passes
+from pipeline.cohort.passes import cut_passes, whole_passes
 from pipeline.cohort.record import Labels, Patient
 from pipeline.errors import InputError
 from pipeline.evaluation.concordance import harrell
@@ -84,19 +84,19 @@ class Trainer:
             self._enter(stage)
             past = [row for row in history if row.get("stage") == stage]
             while len(past) < self.protocol.epochs and not self._stopped(past, best):
-                try:
-                    with deferred() as self.stop_asked:
+                with deferred() as self.stop_asked:  # and that a second one cannot break the writing off
+                    try:
                         row = {"epoch": len(history) + 1, "stage": stage, "train_loss": self._epoch(len(history), past, train, begun)}
                         row |= self._score(inner, "inner") | self._score(test, "test")
-                except StopAskedError:
-                    stop()
-                begun = {}
-                history.append(row)
-                past.append(row)
-                best = self._better(row, best)
-                say(row)
-                if self.stop_asked():  # it came after the last step
-                    stop()
+                    except StopAskedError:
+                        stop()
+                    begun = {}
+                    history.append(row)
+                    past.append(row)
+                    best = self._better(row, best)
+                    say(row)
+                    if self.stop_asked():  # it came after the last step
+                        stop()
                 if time.monotonic() - saved >= self.protocol.checkpoint_seconds and len(past) < self.protocol.epochs:
                     keep()
                     saved = time.monotonic()
@@ -209,12 +209,13 @@ class Trainer:
         return record
 
     def _passes(self, patients: Sequence[str], sampled: int | None, whole: bool = False) -> list[np.ndarray]:
-        """Row numbers of each pass over `patients`, see `cut_passes`; `whole`: `batch_size` patients each, in their order."""
-        size, device = self.protocol.batch_size, self.device.type
+        """Row numbers of each pass over `patients`, see `cut_passes`; `whole`: `batch_size` of them each, in their order, as far as
+        `max_patches_pass` allows where a method states it.
+        """
+        size, most, lengths = self.protocol.batch_size, self.protocol.max_patches_pass, self.data.lengths(patients, sampled)
         if whole:
-            return [np.arange(start, min(start + size, len(patients))) for start in range(0, len(patients), size)]
-        most = self.protocol.max_patches_pass or PATCHES_PASS[device]
-        return cut_passes(self.data.lengths(patients, sampled), size, most, PASS_COST[device])
+            return whole_passes(lengths, size, most)
+        return cut_passes(lengths, size, most or PATCHES_PASS[self.device.type], PASS_COST[self.device.type])
 
     def _batches(self, labels: Labels) -> Iterator[tuple[Patient, Labels]]:
         for rows in self._passes(labels.patients, None):

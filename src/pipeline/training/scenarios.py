@@ -94,7 +94,7 @@ def rebuild(settings: Mapping[str, Any], folder: Path, raw: RawData, trained: Ma
             "the fold was trained on other inputs than these",
             file=folder / "model.yaml",
             found=f"another {', '.join(changed)}",
-            remedy="Remove the fold's folder and train it again.",
+            remedy="Delete the model's folds_*.tsv and run again.",
         )
     run.model.load_state_dict(load_file(folder / "model.safetensors"))
     return run, Trainer(run.model, run.offered.data, run.protocol, trained["seed"])

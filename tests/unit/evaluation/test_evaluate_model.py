@@ -215,7 +215,7 @@ def test_a_broken_settings_file_is_an_error_that_names_it(study: Study):
     study.add_model("snn")
     path = study.folder("snn", 0) / "model.yaml"
     path.write_text("failure: [")
-    with pytest.raises(InputError, match=r"model.yaml.*: not valid YAML.*Remove the fold's folder"):
+    with pytest.raises(InputError, match=r"model.yaml.*: not valid YAML.*Delete the model's folds_"):
         evaluate(study, "snn")
     path.write_text("")
     with pytest.raises(InputError, match=r"model.yaml: holds no mapping; found 'NoneType'"):

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.jobs.finished import PROOF, Unit, fold_folders, is_finished, parts, prove, units_of, write_folds
+from pipeline.jobs.finished import PROOF, Unit, drop_tables, fold_folders, is_finished, parts, prove, units_of, write_folds
 
 
 @pytest.fixture
@@ -57,6 +57,30 @@ def test_the_table_tells_of_every_change_and_leads_to_the_folders(tmp_path):
     prove(tmp_path / "fold1", "another", ["a"])
     write_folds(units, tmp_path, tmp_path / "folds_0-1.tsv")
     assert (tmp_path / "folds_0-1.tsv").read_text() != before
+
+
+def test_a_table_whose_fold_was_trained_otherwise_since_is_refused(tmp_path):
+    """A study's control of two repetitions, then one with other settings of the first alone: the first table tells of another fold."""
+    for unit in (units := [Unit(0, 0), Unit(0, 1)]):
+        unit.folder(tmp_path).mkdir(parents=True)
+        prove(unit.folder(tmp_path), "key", [])
+    write_folds(units, tmp_path, tmp_path / "shuffled_0-1.tsv")
+    prove(tmp_path / "shuffled0/fold0", "another", [])
+    with pytest.raises(InputError, match=r"shuffled_0-1.tsv: shuffled0/fold0 is not the fold that was listed.*Delete .*shuffled_0-1.tsv"):
+        fold_folders([tmp_path / "shuffled_0-1.tsv"])
+    (tmp_path / "shuffled0/fold0" / PROOF).unlink()
+    with pytest.raises(InputError, match="is not the fold that was listed"):
+        fold_folders([tmp_path / "shuffled_0-1.tsv"])
+
+
+def test_tables_of_folds_that_are_to_be_trained_anew_are_removed_and_no_others(tmp_path):
+    for unit in (Unit(0), Unit(1), Unit(0, 0)):
+        unit.folder(tmp_path).mkdir(parents=True)
+        prove(unit.folder(tmp_path), "key", [])
+    for name, units in (("folds_0-1", [Unit(0), Unit(1)]), ("folds_1", [Unit(1)]), ("shuffled_0", [Unit(0, 0)])):
+        write_folds(units, tmp_path, tmp_path / f"{name}.tsv")
+    drop_tables(tmp_path, [Unit(0)])
+    assert sorted(file.name for file in tmp_path.glob("*.tsv")) == ["folds_1.tsv", "shuffled_0.tsv"]
 
 
 def test_another_table_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.jobs import cores
+from pipeline.jobs.cores import Cores
 from pipeline.jobs.forking import run_forked
 from pipeline.stopping import STATUS, deferred, end_on_sigterm
 
@@ -32,7 +33,7 @@ def together(tasks: int, workers: int) -> int:
         time.sleep(0.4)
         note(f"end{task}", str(time.monotonic()))
 
-    assert run_forked(range(tasks), work, workers) == {}
+    assert run_forked(range(tasks), work, Cores(workers, idle=0)) == {}
     spans = [(float(Path(f"begin{t}").read_text()), float(Path(f"end{t}").read_text())) for t in range(tasks)]
     return max(sum(begin <= at < end for begin, end in spans) for at, _ in spans)
 
@@ -45,8 +46,7 @@ def test_one_at_a_time_where_no_core_idles_and_in_order():
 
 def test_idle_cores_are_used_and_given_back():
     cores.lay_out(3)
-    with cores.own():  # of the job itself
-        assert together(4, workers=1) == 3
+    assert together(4, workers=1) == 3
     taken = [cores.take() for _ in range(4)]
     assert [handle is not None for handle in taken] == [True] * 3 + [False]
 
@@ -63,7 +63,7 @@ def test_a_death_and_an_error_cost_no_other_task(caplog):
             raise ZeroDivisionError("planted")
         note(task)
 
-    ended = run_forked(["a", "killed", "wrong", "b"], work)
+    ended = run_forked(["a", "killed", "wrong", "b"], work, Cores())
     assert ended == {"killed": "SIGKILL: perhaps out of memory", "wrong": "exit status 1"}
     assert Path("a").exists()
     assert Path("b").exists()
@@ -81,7 +81,7 @@ def job(kind: str) -> None:
             note(f"{task}.kept")
             sys.exit(STATUS)
 
-    run_forked(["a", "b"], work, 2)
+    run_forked(["a", "b"], work, Cores(2))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from tests.support.small_cohort import SmallCohort
 
 from pipeline.config import read_yaml
+from pipeline.jobs.cores import Cores
 from pipeline.jobs.finished import Unit, units_of
 from pipeline.tables import read_table, write_table
 from pipeline.training import fold as folds
@@ -33,7 +34,8 @@ def train(cohort: SmallCohort, folder: Path, *jobs: str, shuffled: bool = False,
         table = folder / f"{'shuffled' if shuffled else 'folds'}_{part}.tsv"
         units = units_of(part, 2, shuffled)
         places = {"model": folder, "table": table, "benchmarks": folder / "benchmarks"}
-        train_folds(settings=settings, units=units, files=files or cohort.files, code="test", **places, **options)
+        cores = Cores(options.pop("workers", 1))
+        train_folds(settings=settings, units=units, files=files or cohort.files, code="test", cores=cores, **places, **options)
     return {str(file.relative_to(folder)): file.read_bytes() for name in FILES for file in folder.rglob(name)}
 
 
@@ -75,12 +77,13 @@ def test_a_job_whose_folds_are_finished_does_not_import_pytorch(cohort, whole):
     code = f"""
 import sys
 from pathlib import Path
+from pipeline.jobs.cores import Cores
 from pipeline.jobs.finished import units_of
 from pipeline.training.job import train_folds
 folder = Path({str(folder)!r})
 settings, files = {cohort.settings(MODEL)!r}, {cohort.files!r}
 places = dict(model=folder, table=folder / "folds_0-1.tsv", benchmarks=folder / "benchmarks")
-train_folds(settings=settings, units=units_of("0-1", 2), files=files, code="test", **places)
+train_folds(settings=settings, units=units_of("0-1", 2), files=files, code="test", cores=Cores(), **places)
 sys.exit("torch" in sys.modules)
 """.replace("PosixPath(", "Path(")
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(__file__).parents[3] / "src")})
@@ -92,18 +95,23 @@ def test_what_a_fold_depends_on_is_its_key(cohort, tmp_path):
     keys |= {fold_key(settings, Unit(0, 0), digest, "code"), fold_key(settings, Unit(1), digest, "code")}
     keys |= {fold_key({**settings, "seed": 2}, Unit(0), digest, "code"), fold_key(settings, Unit(0), digest, "other")}
     replaced = {}
-    for name in ("patients", "splits", "groups", "manifest"):
+    for name in ("patients", "splits", "groups", "manifest", "matrix"):
         replaced[name] = tmp_path / name
         replaced[name].write_bytes(Path(cohort.files[name]).read_bytes())
     assert input_digest(cohort.files | replaced, settings) == digest  # the same bytes in another place
     for name, file in replaced.items():
         file.write_bytes(file.read_bytes() + b"\n")
         keys.add(fold_key(settings, Unit(0), input_digest(cohort.files | {name: file}, settings), "code"))
-    assert len(keys) == 9
+    bags = {"bags": {"mri": replaced["patients"]}}
+    keys.add(fold_key(settings, Unit(0), input_digest(cohort.files | bags, {**settings, "modalities": ["mri"]}), "code"))
+    table = {**settings, "modalities": ["clinical"], "tables": {"clinical": {"file": replaced["splits"]}}}
+    keys.add(fold_key(settings, Unit(0), input_digest(cohort.files, table), "code"))
+    assert len(keys) == 12
+    of_genes = input_digest(cohort.files, cohort.settings("snn"))
     feature = Path(read_table(cohort.files["manifest"])["features"][0])
     os.utime(feature)
     assert input_digest(cohort.files, settings) != digest
-    assert input_digest(cohort.files, cohort.settings("snn")) == input_digest(cohort.files, {**cohort.settings("snn"), "seed": 3})
+    assert input_digest(cohort.files, cohort.settings("snn")) == of_genes  # which reads no slides
 
 
 def test_a_fold_without_an_event_fails_alone(cohort, tmp_path):
@@ -122,7 +130,7 @@ def test_a_fold_without_an_event_fails_alone(cohort, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_job_keeps_its_finished_fold_and_the_other_goes_on_to_the_same_bytes(cohort, tmp_path, how):
     """The job is ended while it trains its second fold; SIGKILL as by the kernel or a `kill -9`, SIGTERM as by a scheduler."""
-    options = {"name": "snn", "changes": {"training": {"epochs": 100, "checkpoint_seconds": 0}}}
+    options = {"name": "snn", "changes": {"training": {"epochs": 100, "checkpoint_seconds": 0.1}}}
     undisturbed = train(cohort, tmp_path / "a", "0-1", **options)
     job = multiprocessing.get_context("fork").Process(target=_job, args=(cohort, tmp_path / "b", options))
     job.start()
@@ -165,3 +173,21 @@ def test_a_fold_that_is_killed_for_memory_costs_no_other_and_is_no_result(cohort
     assert not (tmp_path / "fold0/model.yaml").exists()
     monkeypatch.setattr(folds, "train_fold", real)
     assert train(cohort, tmp_path, "0-1") == whole[1]
+
+
+def test_what_a_model_reads_and_cannot_use_fails_its_folds_and_says_why(cohort, tmp_path):
+    """No slide has features: the study's other models and its summary do not wait for this one."""
+    manifest = read_table(cohort.files["manifest"])
+    write_table(manifest.assign(features=str(tmp_path / "gone.h5")), tmp_path / "manifest.tsv")
+    train(cohort, tmp_path, "0-1", files=cohort.files | {"manifest": tmp_path / "manifest.tsv"})
+    failures = [read_yaml(tmp_path / f"fold{k}/model.yaml")["failure"] for k in range(2)]
+    assert all("gone.h5" in failure for failure in failures)
+    assert len(read_table(tmp_path / "folds_0-1.tsv")) == 2
+
+
+def test_training_otherwise_drops_the_table_of_before(cohort, tmp_path):
+    train(cohort, tmp_path, "0", "1", name="snn")
+    train(cohort, tmp_path, "0", name="snn", changes={"seed": 9})
+    assert sorted(file.name for file in tmp_path.glob("*.tsv")) == ["folds_0.tsv", "folds_1.tsv"]
+    train(cohort, tmp_path, "0-1", name="snn", changes={"seed": 10})
+    assert [file.name for file in tmp_path.glob("*.tsv")] == ["folds_0-1.tsv"]

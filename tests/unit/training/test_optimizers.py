@@ -56,7 +56,7 @@ def test_every_step_has_the_bits_of_pytorchs_class_and_a_saved_state_goes_on(nam
     assert torch.equal(ours[0].weight, theirs[0].weight)
 
 
-def test_training_imports_no_compiler():
+def test_training_imports_no_compiler(tmp_path):
     """A whole fit in a new process, which `torch._dynamo` would cost 1.5 CPU seconds."""
     code = """
 import sys
@@ -77,4 +77,8 @@ trainer.fit(labels, None, labels, Path(sys.argv[1]), "key")
 training_seconds(trainer.model, data, ids, 2, None)
 sys.exit("torch._dynamo" in sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code, "checkpoint.pt"], check=True, env={"PYTHONPATH": str(Path(__file__).parents[3] / "src")})
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "checkpoint.pt")],
+        check=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[3] / "src")},
+    )
