@@ -106,7 +106,7 @@ class CohortData:
     """Everything a model reads, already scaled, by patient.
 
     vectors: modality → (patient → row, float32 [P, d]); groups: grouping → column numbers of the ``omics`` vector, group after
-    group; bags: modality → `BagStore`. A patient lacks a modality in whose mapping he is absent.
+    group; bags: modality → `BagStore`. A patient lacks a modality in whose mapping they are absent.
     """
 
     vectors: Mapping[str, tuple[Mapping[str, int], np.ndarray]] = field(default_factory=dict)
