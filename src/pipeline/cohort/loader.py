@@ -85,9 +85,8 @@ class BagStore:
         longest = max(1, max(len(x) for x in stored))
         features, mask = torch.empty(len(stored), longest, self.width), torch.zeros(len(stored), longest, dtype=torch.bool)
         for row, x in enumerate(stored):
-            features[row, : len(x)] = torch.from_numpy(
-                x if self.scaler is None else self.scaler.transform(x)
-            )  # torch widens float16 faster
+            scaled = x if self.scaler is None else self.scaler.transform(x)
+            features[row, : len(x)] = torch.from_numpy(scaled)  # PyTorch widens float16 faster than NumPy
             features[row, len(x) :] = 0
             mask[row, : len(x)] = True
         return Bag(features, mask)

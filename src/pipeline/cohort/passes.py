@@ -23,10 +23,7 @@ def cut_passes(lengths: Sequence[int], patients: int, instances: int, cost: int)
     order = np.argsort(-counts, kind="stable")
     longest = counts[order]
     # of the first i patients: what they cost at least, and where their last pass begins
-    least, first = (
-        np.zeros(len(order) + 1),
-        np.zeros(len(order) + 1, dtype=np.int64),
-    )
+    least, first = np.zeros(len(order) + 1), np.zeros(len(order) + 1, dtype=np.int64)
     for end in range(1, len(order) + 1):
         begins = np.arange(max(0, end - patients), end)
         padded = longest[begins] * (end - begins)

@@ -34,8 +34,7 @@ def train_fold(*, settings: Mapping[str, Any], fold: int, raw: RawData | InputEr
     """Train `settings["model"]` on fold `fold` and write its four files (`FILES`) into `folder`.
 
     settings: `study.fold_settings`; with `shuffled`, the number of the repetition on permuted labels. raw: what the model reads, or why it
-    cannot. key: what all of it depends on, by
-    which a checkpoint in the folder is taken up again.
+    cannot. key: what all of it depends on, by which a checkpoint in the folder is taken up again.
     A fold that cannot be trained (no event, no patient with the modalities, a loss that diverges) still writes its files:
     empty tables and the reason under `failure` in model.yaml, so that the summary lists it instead of losing the model.
     """
