@@ -16,7 +16,7 @@ def jobs(text: str) -> dict[str, int]:
 
 def test_the_demo_is_chunks_folds_and_models(tmp_path):
     found = jobs(run(tmp_path, "-n", "--quiet", "rules", "--", "results/demo/report.html"))
-    slides = {"demo_slides": 4, "tissue": 4, "patches": 4, "features": 4}
+    slides = {"demo_slides": 2, "tissue": 2, "patches": 2, "features": 2}
     models = {"train_fold": 9, "evaluate": 9, "predict_scenarios": 9}
     assert found.items() >= {**slides, **models, "summary": 1, "scenarios": 1}.items()
 
