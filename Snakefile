@@ -14,6 +14,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/papers.smk"
 include: "workflow/rules/retrieve.smk"
+include: "workflow/rules/records.smk"
 
 
 # On a cluster these run beside the driver: seconds of work, or downloads, which need a machine with internet.

@@ -1,23 +1,138 @@
-"""Which code made a file: a digest of the modules that a rule uses."""
+"""Which code makes a file: a digest of all that a script imports from this package, over its syntax alone."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1]
+PACKAGE = __package__.partition(".")[0]
+PLACES = {"ctx", "kind", "type_comment", "type_ignores"}  # fields of a syntax tree that say nothing more than its other nodes
 
 
-def code_version(*modules: str) -> str:
-    """Twelve hex digits over the source of `modules`, packages with all their files and templates.
+class Module:
+    """One file of Python: what it imports from the package, and a digest of its syntax.
+
+    Comments, docstrings, blank lines and quotes make no difference. Data files of its own folder that it names (a template, say) count.
+    """
+
+    def __init__(self, file: Path, root: Path) -> None:
+        self._tree, self._file, self._root = ast.parse(file.read_bytes(), str(file)), file, root
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digits that change with what the code does."""
+        texts: list[str] = []
+        _spell(self._tree, texts)
+        digest = hashlib.sha256("\n".join(texts).encode())
+        for name in sorted({node.value for node in ast.walk(self._tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}):
+            if name.endswith(".j2") and (data := self._file.with_name(Path(name).name)).is_file():
+                digest.update(data.read_bytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def imports(self) -> frozenset[Path]:
+        """Files of the package that run when this one is imported, or when a function of it is that imports: packages' own files, too."""
+        names = {name for name in _imported(self._tree) if name.partition(".")[0] == PACKAGE}
+        parts = [name.split(".") for name in names]
+        return frozenset(file for name in parts for end in range(1, len(name) + 1) if (file := _source(self._root, name[:end])))
+
+
+class Code:
+    """The package's files below `root`, each read once."""
+
+    def __init__(self, root: Path = SOURCE) -> None:
+        self._root = root
+        self._modules: dict[Path, Module] = {}
+
+    def closure(self, *entries: str | Path) -> set[Path]:
+        """All files that `entries` (paths of scripts, or dotted names of modules) run, themselves among them.
+
+        Raises `FileNotFoundError` for a module that is none.
+        """
+        todo, found = [self._entry(entry) for entry in entries], set()
+        while todo:
+            file = todo.pop()
+            if file not in found:
+                found.add(file)
+                todo += self._module(file).imports
+        return found
+
+    def version(self, *entries: str | Path) -> str:
+        """Twelve hex digits that change with the code of any file of the closure, and with nothing else."""
+        lines = (f"{self._name(file)} {self._module(file).digest}" for file in self.closure(*entries))
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
+
+    def _entry(self, entry: str | Path) -> Path:
+        if isinstance(entry, Path):
+            return entry
+        if file := _source(self._root, entry.split(".")):
+            return file
+        raise FileNotFoundError(f"no module {entry} below {self._root}")
+
+    def _module(self, file: Path) -> Module:
+        if file not in self._modules:
+            self._modules[file] = Module(file, self._root)
+        return self._modules[file]
+
+    def _name(self, file: Path) -> str:
+        """The file's place in the package, or a script's name: the same wherever the repository lies."""
+        return file.relative_to(self._root).as_posix() if file.is_relative_to(self._root) else file.name
+
+
+CODE = Code()
+
+
+def code_version(*entries: str | Path) -> str:
+    """`Code.version` of this package.
 
     >>> len(code_version("pipeline.errors"))
     12
     """
-    digest = hashlib.sha256()
-    for module in modules:
-        path = SOURCE / module.replace(".", "/")
-        files = sorted(f for f in path.rglob("*") if f.suffix in (".py", ".j2")) if path.is_dir() else [path.with_suffix(".py")]
-        for file in files:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    return CODE.version(*entries)
+
+
+def _source(root: Path, name: list[str]) -> Path | None:
+    """The file of a module by the parts of its name; None for what is defined inside a module."""
+    path = root.joinpath(*name)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """Names that are imported anywhere, but for what type checkers alone see; names out of modules may be modules."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        todo += ast.iter_child_nodes(node)
+
+
+def _spell(node: ast.AST, texts: list[str]) -> None:
+    """Write the tree out, fields that are empty left away: versions of Python differ in them."""
+    texts.append(type(node).__name__)
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if value is None or value == [] or name in PLACES:
+            continue
+        texts.append(name)
+        if isinstance(value, list):
+            for part in value[1:] if name == "body" and _is_docstring(value[0]) else value:
+                _spell(part, texts) if isinstance(part, ast.AST) else texts.append(repr(part))
+        elif isinstance(value, ast.AST):
+            _spell(value, texts)
+        else:
+            texts.append(repr(value))
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

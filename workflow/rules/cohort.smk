@@ -1,16 +1,18 @@
 """Follow-up joined with what each patient has, and the splits."""
 
+PATIENTS, SPLITS = "results/{cohort}/cohort/patients.tsv", "results/{cohort}/cohort/splits.tsv"
+
 
 rule patients:
     input:
-        followup=of_study(lambda s: studies.endpoint(s)["file"]),
-        tables=of_study(lambda s: [t["file"] for t in studies.tables(s).values()]),
-        include=of_study(lambda s: [condition["table"] for condition in studies.included(s)]),
+        followup=given(lambda s: [studies.endpoint(s)["file"]], PATIENTS),
+        tables=given(lambda s: [t["file"] for t in studies.tables(s).values()], PATIENTS),
+        include=given(lambda s: [condition["table"] for condition in studies.included(s)], PATIENTS),
         matrix=matrix,
         bags=bags,
         manifest=manifest,
     output:
-        patients="results/{cohort}/cohort/patients.tsv",
+        patients=PATIENTS,
         flow="results/{cohort}/cohort/flow.tsv",
         excluded="results/{cohort}/excluded.tsv",
     log:
@@ -22,28 +24,22 @@ rule patients:
         mem_mb=2000,
         runtime=10,
     params:
-        endpoint=of_study(studies.endpoint),
-        tables=of_study(studies.tables),
-        include=of_study(studies.included),
+        endpoint=compared(studies.endpoint),
+        tables=compared(studies.tables),
+        include=compared(studies.included),
+        modalities=of_study(studies.modalities),
         min_share=setting("min_share"),
-        code=code_version(
-            "pipeline.cohort.followup",
-            "pipeline.cohort.patients",
-            "pipeline.cohort.vectors",
-            "pipeline.cohort.labels",
-            "pipeline.cohort.bags",
-            "pipeline.tables",
-        ),
+        code=code("patients"),
     script:
         "../scripts/patients.py"
 
 
 rule splits:
     input:
-        patients="results/{cohort}/cohort/patients.tsv",
-        lists=of_study(studies.split_files),
+        patients=PATIENTS,
+        lists=given(studies.split_files, SPLITS),
     output:
-        "results/{cohort}/cohort/splits.tsv",
+        SPLITS,
     log:
         "results/{cohort}/logs/splits.log",
     conda:
@@ -53,14 +49,9 @@ rule splits:
         mem_mb=1000,
         runtime=10,
     params:
-        splits=of_study(studies.splits),
+        splits=compared(studies.splits),
+        lists=lambda w: [Source(file) for file in or_stop(studies.split_files, study(w.cohort))],
         seed=setting("seed"),
-        code=code_version(
-            "pipeline.cohort.splits",
-            "pipeline.cohort.dealing",
-            "pipeline.cohort.split_lists",
-            "pipeline.seeds",
-            "pipeline.tables",
-        ),
+        code=code("splits"),
     script:
         "../scripts/splits.py"

@@ -1,6 +1,8 @@
 """Configuration and the functions that the rules share."""
 
+import atexit
 import functools
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,10 +16,12 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(SRC)}; ")  # sh
 
 from pipeline import study as studies
 from pipeline.config import read_yaml, validate
+from pipeline.contents import Contents, Place, Source, by_content
 from pipeline.driver import claim, end_orphans
 from pipeline.errors import InputError
 from pipeline.jobs import cores
-from pipeline.jobs.finished import parts
+from pipeline.jobs.finished import fold_settings_digest, parts
+from pipeline.jobs.records import expire, is_recorded
 from pipeline.progress import Progress
 from pipeline.provenance import code_version
 
@@ -31,6 +35,16 @@ def or_stop(function, *arguments):
         return function(*arguments)
     except InputError as error:
         raise WorkflowError(str(error)) from None
+
+
+def code(script, *modules):
+    """The version of all that a rule's script runs; with `modules`, what it imports by name."""
+    return code_version(Path(workflow.basedir) / "workflow/scripts" / f"{script}.py", *modules)
+
+
+def code_of_model(script):
+    """The same with the one model of the job: the files of the others are no part of it."""
+    return lambda wildcards: code(script, f"pipeline.models.{wildcards.model.partition('+')[0]}")
 
 
 def watch():
@@ -56,6 +70,12 @@ onstart:
         watch()
 
 
+# Content decides what is stale, whatever times and paths say; digests are kept, so that a start reads nothing twice.
+Source.contents = Contents(Path(".snakemake/contents.json"))
+if workflow.is_main_process:
+    atexit.register(Source.contents.keep)
+
+
 @functools.cache
 def study(cohort):
     return or_stop(studies.load_study, SETTINGS, cohort, COMMAND_LINE)
@@ -64,6 +84,37 @@ def study(cohort):
 def of_study(function):
     """`function(study)` as an input or params function of a rule with the wildcard `cohort`."""
     return lambda wildcards: or_stop(function, study(wildcards.cohort))
+
+
+def compared(function):
+    """`function(study)` as a parameter in which a file that is named stands for its content, and a folder for nothing."""
+    return lambda wildcards: by_content(or_stop(function, study(wildcards.cohort)))
+
+
+def given(function, output):
+    """`function(study)`, files that the user gives, as input of the rule that makes `output`.
+
+    Their times count only until Snakemake has a record, in which their contents are a parameter, and where a rule makes them.
+    """
+
+    def files(wildcards):
+        settings = study(wildcards.cohort)
+        found = or_stop(function, settings)
+        made = settings["synthetic"] or not is_recorded(output.format(**dict(wildcards.items())))
+        return found if made else [file if Path(file).is_relative_to(TCGA) else ancient(file) for file in found]
+
+    return files
+
+
+def given_bag(function, output):
+    """The same for one file of a modality of bags, of which `function(wildcards)` tells."""
+
+    def file(wildcards):
+        path = function(wildcards)
+        made = path.startswith("results/") or not is_recorded(output.format(**dict(wildcards.items())))
+        return path if made else ancient(path)
+
+    return file
 
 
 def setting(*keys):
@@ -117,6 +168,11 @@ def training_parts(cohort, folds):
     return parts(folds, or_stop(studies.folds_per_job, study(cohort), usual))
 
 
+def settings_of_folds(wildcards):
+    """Everything that training the folds of a model depends on, but its code."""
+    return by_content(or_stop(studies.fold_settings, study(wildcards.cohort), wildcards.model))
+
+
 def fold_tables(wildcards):
     """The tables of the folds of one model, one per job."""
     return [
@@ -152,10 +208,23 @@ def chunk_files(stage):
 
 
 def encoded_chunks(wildcards):
-    """The folders of the chunks' features."""
-    return [
+    """The folders of the chunks' features.
+
+    Snakemake compares no contents of folders, and their times say nothing: what makes them anew makes the other inputs of their manifest
+    anew, too, or changes its parameter `encoding`; but for `--forcerun`.
+    """
+    folders = [
         f"results/{wildcards.cohort}/slides/features/{wildcards.encoder}/chunk{i}" for i in chunks(wildcards.cohort)
     ]
+    forced = {"features", *folders} & set(workflow.dag_settings.forcerun)
+    return folders if forced else list(map(ancient, folders))
+
+
+def encoding(wildcards):
+    """All that the features of a patch depend on, but the code: the encoder's entry, its weights by content, how patches are read."""
+    settings = study(wildcards.cohort)
+    entry = or_stop(studies.encoder_entry, settings, wildcards.encoder)
+    return by_content({"entry": entry, "reading": studies.patch_reading(settings)})
 
 
 def own_chunk_files(stage):
@@ -169,17 +238,15 @@ def own_chunk(wildcards):
     return [] if made else f"results/{wildcards.cohort}/slides/patches/chunk{wildcards.chunk}.tsv"
 
 
+def slide_folder(wildcards):
+    """Where the cohort's slides are; what is in it stands in their list."""
+    return Place(studies.slide_folder(study(wildcards.cohort)))
+
+
 def slide_files(wildcards):
     """What must exist before a chunk's slides can be opened: the demo's are made first."""
     synthetic = study(wildcards.cohort)["synthetic"]
     return [f"results/{wildcards.cohort}/data/made/chunk{wildcards.chunk}.tsv"] if synthetic else []
-
-
-def slide_table(wildcards):
-    """The cohort's own list of slides, if it gives one."""
-    settings = study(wildcards.cohort)
-    table = settings["slides"]["table"]
-    return [studies.data_path(settings, table)] if table else []
 
 
 def encoder_gpus(wildcards):
@@ -213,6 +280,13 @@ def mri_table(wildcards):
 def of_bag(*keys):
     """Those of `keys` that the cohort's file states for the modality; the others have their defaults in the package."""
     return lambda wildcards: {key: value for key, value in bag_source(wildcards).items() if key in keys}
+
+
+def mri_encoder(wildcards):
+    """The entry of the encoder that describes slices, its weights by content."""
+    return by_content(
+        or_stop(studies.encoder_entry, study(wildcards.cohort), bag_source(wildcards).get("encoder", "resnet50_cut"))
+    )
 
 
 def mri_gpus(wildcards):

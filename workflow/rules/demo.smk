@@ -27,7 +27,7 @@ rule demo_tables:
         patients=SETTINGS["demo"]["patients"],
         seed=SETTINGS["demo"]["seed"],
         null=SETTINGS["demo"]["null"],
-        code=code_version("pipeline.demo"),
+        code=code("demo_tables"),
     script:
         "../scripts/demo_tables.py"
 
@@ -50,6 +50,6 @@ rule demo_slides:
         patients=SETTINGS["demo"]["patients"],
         seed=SETTINGS["demo"]["seed"],
         chunks=len(chunks("demo")),
-        code=code_version("pipeline.demo"),
+        code=code("demo_slides"),
     script:
         "../scripts/demo_slides.py"

@@ -21,11 +21,12 @@ rule evaluate:
         mem_mb=2000,
         runtime=30,
     params:
+        asked=lambda w: fold_settings_digest(settings_of_folds(w)),
         endpoint=setting("endpoint"),
         kind=of_study(studies.kind),
         bootstrap=setting("evaluation", "bootstrap"),
         seed=setting("seed"),
-        code=code_version("pipeline.evaluation"),
+        code=code("evaluate"),
     script:
         "../scripts/evaluate.py"
 
@@ -49,9 +50,10 @@ rule compare:
         mem_mb=4000,
         runtime=30,
     params:
+        models=of_study(studies.models_to_run),
         bootstrap=setting("evaluation", "bootstrap"),
         seed=setting("seed"),
-        code=code_version("pipeline.evaluation"),
+        code=code("compare"),
     script:
         "../scripts/compare.py"
 
@@ -75,9 +77,10 @@ rule summary:
         mem_mb=1000,
         runtime=10,
     params:
+        models=of_study(studies.models_to_run),
         not_run=of_study(studies.not_run),
         endpoint=setting("endpoint"),
-        code=code_version("pipeline.evaluation.summary"),
+        code=code("summary"),
     script:
         "../scripts/summary.py"
 
@@ -101,8 +104,9 @@ rule scenarios:
         mem_mb=4000,
         runtime=60,
     params:
+        models=of_study(studies.models_to_run),
         bootstrap=setting("evaluation", "bootstrap"),
         seed=setting("seed"),
-        code=code_version("pipeline.evaluation"),
+        code=code("scenarios"),
     script:
         "../scripts/scenarios.py"

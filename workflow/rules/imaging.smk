@@ -6,7 +6,7 @@ The per-patient files of MRI are not declared as outputs: Snakemake would delete
 
 rule mri_features:
     input:
-        mri_table,
+        given_bag(mri_table, "results/{cohort}/bags/{modality}.tsv"),
     output:
         "results/{cohort}/bags/{modality}.tsv",
     log:
@@ -21,20 +21,25 @@ rule mri_features:
         runtime=720,
         gpu=mri_gpus,
     params:
-        files=lambda w: studies.mri_listing(bag_source(w)),
+        table=lambda w: Source(mri_table(w)),
+        files=lambda w: studies.mri_listing(bag_source(w), Source.contents),
         patient_id=lambda w: bag_source(w)["patient_id"],
         settings=of_bag("margin_mm", "max_slices", "slice_axis", "labels", "rows", "shape", "sequences"),
         encoder=of_bag("encoder"),
-        encoders=setting("encoders"),
+        encoders=compared(lambda s: s["encoders"]),
+        entry=mri_encoder,
         running=of_bag("device", "precision", "batch_size", "threads"),
-        code=code_version("pipeline.imaging", "pipeline.cohort.bags", "pipeline.slides.encoders"),
+        code=code("mri_features"),
     script:
         "../scripts/mri_features.py"
 
 
 rule bags:
     input:
-        lambda w: bag_source(w).get("file") or f"results/{w.cohort}/bags/{w.modality}.tsv",
+        given_bag(
+            lambda w: bag_source(w).get("file") or f"results/{w.cohort}/bags/{w.modality}.tsv",
+            "results/{cohort}/bags/{modality}.h5",
+        ),
     output:
         "results/{cohort}/bags/{modality}.h5",
     log:
@@ -47,7 +52,8 @@ rule bags:
         runtime=60,
     params:
         made=lambda w: "file" in bag_source(w),
+        file=lambda w: by_content({"file": bag_source(w).get("file")}),
         arrays=of_bag("patient_id", "features"),
-        code=code_version("pipeline.cohort.bags", "pipeline.tables"),
+        code=code("bags"),
     script:
         "../scripts/bags.py"

@@ -3,7 +3,7 @@
 
 rule omics_matrix:
     input:
-        of_study(lambda s: [t["file"] for t in studies.omics_tables(s)]),
+        given(lambda s: [t["file"] for t in studies.omics_tables(s)], "results/{cohort}/omics/omics.h5"),
     output:
         matrix="results/{cohort}/omics/omics.h5",
         report="results/{cohort}/omics/tables.tsv",
@@ -18,8 +18,8 @@ rule omics_matrix:
         mem_mb=4000,
         runtime=30,
     params:
-        tables=of_study(studies.omics_tables),
-        code=code_version("pipeline.omics.matrix", "pipeline.omics.units", "pipeline.omics.symbols", "pipeline.tables"),
+        tables=compared(studies.omics_tables),
+        code=code("omics_matrix"),
     script:
         "../scripts/omics_matrix.py"
 
@@ -27,8 +27,8 @@ rule omics_matrix:
 rule gene_groups:
     input:
         matrix="results/{cohort}/omics/omics.h5",
-        groups=of_study(lambda s: [g["file"] for g in studies.groupings(s).values()]),
-        aliases=of_study(studies.aliases),
+        groups=given(lambda s: [g["file"] for g in studies.groupings(s).values()], "results/{cohort}/omics/groups.tsv"),
+        aliases=given(studies.aliases, "results/{cohort}/omics/groups.tsv"),
     output:
         groups="results/{cohort}/omics/groups.tsv",
         coverage="results/{cohort}/omics/coverage.tsv",
@@ -41,7 +41,8 @@ rule gene_groups:
         mem_mb=1000,
         runtime=10,
     params:
-        groupings=of_study(studies.groupings),
-        code=code_version("pipeline.omics.groups", "pipeline.omics.matrix", "pipeline.omics.symbols", "pipeline.tables"),
+        groupings=compared(studies.groupings),
+        aliases=lambda w: list(map(Source, studies.aliases(study(w.cohort)))),
+        code=code("gene_groups"),
     script:
         "../scripts/gene_groups.py"

@@ -17,6 +17,7 @@ rule published:
         runtime=10,
     params:
         rows=lambda w: published(w.paper),
-        code=code_version("pipeline.report.published"),
+        summaries=lambda w: list(published_summaries(w)),
+        code=code("published"),
     script:
         "../scripts/published.py"

@@ -19,7 +19,8 @@ rule resources:
         mem_mb=1000,
         runtime=10,
     params:
-        code=code_version("pipeline.report.resources"),
+        scenarios=lambda w: scenario_table(w) != [],
+        code=code("resources"),
     script:
         "../scripts/resources.py"
 
@@ -64,6 +65,6 @@ rule report_page:
         kind=of_study(studies.kind),
         reference=of_study(studies.reference),
         settings=of_study(studies.report_settings),
-        code=code_version("pipeline.report", "pipeline.evaluation"),
+        code=code("report_page"),
     script:
         "../scripts/report_page.py"

@@ -116,7 +116,7 @@ rule retrieve_expression:
         projects=lambda w: RETRIEVE.projects_of(w.project),
         sample_types=list(RETRIEVE.sample_types),
         offset=RETRIEVE.expression_offset,
-        code=code_version("pipeline.retrieve.xena", "pipeline.tables"),
+        code=code("retrieve_expression"),
     script:
         "../scripts/retrieve_expression.py"
 
@@ -136,7 +136,7 @@ rule retrieve_survival:
         runtime=10,
     params:
         projects=lambda w: RETRIEVE.projects_of(w.project),
-        code=code_version("pipeline.retrieve.xena", "pipeline.tables"),
+        code=code("retrieve_survival"),
     script:
         "../scripts/retrieve_survival.py"
 

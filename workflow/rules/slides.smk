@@ -7,7 +7,7 @@ The features of a finished chunk are linked into a folder that is one, so that w
 
 rule list_slides:
     input:
-        table=slide_table,
+        table=given(studies.slide_table, "results/{cohort}/slides/slides.tsv"),
     output:
         "results/{cohort}/slides/slides.tsv",
     log:
@@ -19,12 +19,13 @@ rule list_slides:
         mem_mb=1000,
         runtime=20,
     params:
-        folder=of_study(studies.slide_folder),
-        made=of_study(studies.made_features),
+        folder=slide_folder,
+        made=compared(studies.made_features),
+        table=compared(lambda s: {"table": next(iter(studies.slide_table(s)), None)}),
         pattern=setting("slides", "pattern"),
         patient_id_pattern=setting("slides", "patient_id_pattern"),
-        listing=of_study(studies.folder_listing),
-        code=code_version("pipeline.slides.listing", "pipeline.tables"),
+        listing=of_study(lambda s: studies.folder_listing(s, Source.contents)),
+        code=code("list_slides"),
     script:
         "../scripts/list_slides.py"
 
@@ -51,21 +52,12 @@ rule tissue:
         mpp=setting("slides", "mpp"),
         settings=setting("slides", "tissue"),
         quality=setting("slides", "quality"),
-        masks=of_study(studies.masks),
-        mask_listing=of_study(studies.mask_listing),
+        folder=slide_folder,
+        masks=compared(studies.masks),
+        mask_listing=of_study(lambda s: studies.mask_listing(s, Source.contents)),
         check=setting("slides", "check_levels"),
         patience=setting("slides", "patience"),
-        code=code_version(
-            "pipeline.slides.opening",
-            "pipeline.slides.images",
-            "pipeline.slides.resolution",
-            "pipeline.slides.tiles",
-            "pipeline.slides.tissue",
-            "pipeline.slides.ink",
-            "pipeline.slides.masks",
-            "pipeline.slides.quality",
-            "pipeline.slides.contours",
-        ),
+        code=code("tissue"),
     script:
         "../scripts/tissue.py"
 
@@ -87,10 +79,11 @@ rule patches:
         mem_mb=2000,
         runtime=120,
     params:
+        folder=slide_folder,
         chunks=setting("slides", "chunks"),
         settings=setting("slides", "patches"),
         patience=setting("slides", "patience"),
-        code=code_version("pipeline.slides.patches", "pipeline.slides.contours"),
+        code=code("patches"),
     script:
         "../scripts/patches.py"
 
@@ -116,21 +109,14 @@ rule features:
     params:
         chunk=lambda w: w.chunk,  # beside the wildcards: --cache tells jobs apart by parameters
         encoder=lambda w: w.encoder,
+        folder=slide_folder,
         chunks=setting("slides", "chunks"),
         made=of_study(lambda s: studies.made_features(s) is not None),
-        encoders=setting("encoders"),
-        weights=lambda w: studies.weights_state(study(w.cohort), w.encoder),
+        encoders=lambda w: by_content({w.encoder: study(w.cohort)["encoders"].get(w.encoder, {})}),
+        encoding=encoding,
         running=of_study(studies.encoder_running),
         reading=of_study(studies.patch_reading),
-        code=code_version(
-            "pipeline.slides.encoders",
-            "pipeline.slides.reading",
-            "pipeline.slides.tiles",
-            "pipeline.slides.consistency",
-            "pipeline.slides.features",
-            "pipeline.slides.foreign",
-            "pipeline.slides.stages.features",
-        ),
+        code=code("features"),
     script:
         "../scripts/features.py"
 
@@ -152,7 +138,8 @@ rule slide_quality:
         mem_mb=2000,
         runtime=60,
     params:
-        code=code_version("pipeline.slides.stages.manifests", "pipeline.slides.overlay"),
+        chunks=setting("slides", "chunks"),
+        code=code("slide_quality"),
     script:
         "../scripts/slide_quality.py"
 
@@ -174,6 +161,9 @@ rule slide_manifest:
         mem_mb=1000,
         runtime=10,
     params:
-        code=code_version("pipeline.slides.stages.manifests"),
+        chunks=setting("slides", "chunks"),
+        encoding=encoding,
+        encoding_code=code("features"),
+        code=code("slide_manifest"),
     script:
         "../scripts/slide_manifest.py"

@@ -4,18 +4,8 @@ A job takes the folds that its name lists (`0-4`, `3`) and forks a process for e
 would delete those of all folds when one fails, and a rerun keeps the finished ones. The output is the table of the job's folds.
 """
 
-# With the environment: a fold that is finished in one is not in another.
-TRAINING = SETTINGS["torch"] + code_version(
-    "pipeline.training",
-    "pipeline.nn",
-    "pipeline.models",
-    "pipeline.cohort",
-    "pipeline.omics",
-    "pipeline.evaluation.concordance",
-    "pipeline.slides.features",
-    "pipeline.seeds",
-    "pipeline.tables",
-)
+FOLDS = "results/{cohort}/{model}/folds_{part}.tsv"
+SCENARIOS = "results/{cohort}/{model}/scenarios.tsv"
 
 
 rule train_fold:
@@ -26,9 +16,9 @@ rule train_fold:
         groups=lambda w: [f"results/{w.cohort}/omics/groups.tsv"] if matrix(w) else [],
         manifest=manifest,
         bags=bags,
-        tables=of_study(lambda s: [t["file"] for t in studies.tables(s).values()]),
+        tables=given(lambda s: [t["file"] for t in studies.tables(s).values()], FOLDS),
     output:
-        "results/{cohort}/{model}/folds_{part}.tsv",
+        FOLDS,
     log:
         "results/{cohort}/logs/train_{model}_{part}.log",
     conda:
@@ -39,10 +29,11 @@ rule train_fold:
         runtime=480,
         gpu=0,
     params:
-        settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model),
+        settings=settings_of_folds,
+        torch=SETTINGS["torch"],
         folds=of_study(studies.fold_count),
         shuffled=False,
-        code=TRAINING,
+        code=code_of_model("train_fold"),
     script:
         "../scripts/train_fold.py"
 
@@ -53,10 +44,11 @@ use rule train_fold as train_shuffled with:
     log:
         "results/{cohort}/logs/train_{model}_shuffled_{part}.log",
     params:
-        settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model),
+        settings=settings_of_folds,
+        torch=SETTINGS["torch"],
         folds=of_study(studies.fold_count),
         shuffled=True,
-        code=TRAINING,
+        code=code_of_model("train_fold"),
 
 
 rule predict_scenarios:
@@ -67,10 +59,10 @@ rule predict_scenarios:
         groups=lambda w: [f"results/{w.cohort}/omics/groups.tsv"] if matrix(w) else [],
         manifest=manifest,
         bags=bags,
-        tables=of_study(lambda s: [t["file"] for t in studies.tables(s).values()]),
+        tables=given(lambda s: [t["file"] for t in studies.tables(s).values()], SCENARIOS),
         folds=fold_tables,
     output:
-        "results/{cohort}/{model}/scenarios.tsv",
+        SCENARIOS,
     log:
         "results/{cohort}/logs/predict_scenarios_{model}.log",
     benchmark:
@@ -83,8 +75,9 @@ rule predict_scenarios:
         runtime=240,
         gpu=0,
     params:
-        settings=lambda w: or_stop(studies.fold_settings, study(w.cohort), w.model),
+        settings=settings_of_folds,
+        torch=SETTINGS["torch"],
         missing=of_study(studies.missing),
-        code=TRAINING,
+        code=code_of_model("predict_scenarios"),
     script:
         "../scripts/predict_scenarios.py"

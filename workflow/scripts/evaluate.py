@@ -6,14 +6,15 @@ from pipeline.logs import logged
 
 with logged(snakemake.log[0]):
     repetitions = {}
-    for folder in fold_folders(snakemake.input.get("shuffled", [])):
+    asked = snakemake.params.asked
+    for folder in fold_folders(snakemake.input.get("shuffled", []), asked):
         repetitions.setdefault(folder.parent, []).append(folder)
     evaluate_model(
         cohort=snakemake.wildcards.cohort,
         model=snakemake.wildcards.model,
         endpoint=snakemake.params.endpoint,
         kind=snakemake.params.kind,
-        folds=fold_folders(snakemake.input.folds),
+        folds=fold_folders(snakemake.input.folds, asked),
         shuffled=list(repetitions.values()),
         patients=Path(snakemake.input.patients),
         splits=Path(snakemake.input.splits),

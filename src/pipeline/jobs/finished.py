@@ -6,9 +6,12 @@ folder holds a proof of the same key, and every file that the proof names has th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -61,6 +64,12 @@ def parts(count: int, per_job: int | None) -> list[str]:
     return [str(first) if first == last else f"{first}-{last}" for first, last in ends]
 
 
+def fold_settings_digest(settings: Mapping[str, Any]) -> str:
+    """Hex digits of what a fold is trained with (`study.fold_settings`), wherever its tables lie: their contents are inputs."""
+    tables = {name: {key: value for key, value in table.items() if key != "file"} for name, table in settings["tables"].items()}
+    return hashlib.sha256(json.dumps({**settings, "tables": tables}, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def is_finished(folder: Path, key: str) -> bool:
     """Whether the fold in `folder` is done with this key, and its files are as they were then."""
     try:
@@ -70,9 +79,10 @@ def is_finished(folder: Path, key: str) -> bool:
         return False
 
 
-def prove(folder: Path, key: str, files: Sequence[str]) -> None:
-    """Write the proof of a fold whose `files`, names in `folder`, are all written."""
-    write_text(folder / PROOF, yaml.safe_dump({"key": key, "files": {name: sha256(folder / name) for name in files}}, sort_keys=False))
+def prove(folder: Path, key: str, settings: str, files: Sequence[str]) -> None:
+    """Write the proof of a fold whose `files`, names in `folder`, are all written; settings: their `fold_settings_digest`."""
+    digests = {name: sha256(folder / name) for name in files}
+    write_text(folder / PROOF, yaml.safe_dump({"key": key, "settings": settings, "files": digests}, sort_keys=False))
 
 
 def write_folds(units: Iterable[Unit], model: Path, table: Path) -> None:
@@ -81,15 +91,26 @@ def write_folds(units: Iterable[Unit], model: Path, table: Path) -> None:
     write_text(table, "".join(["folder\tproof\n", *rows]))
 
 
-def fold_folders(tables: Iterable[str | Path]) -> list[Path]:
-    """The folders of all folds that the jobs' tables list, in their order. Raises `InputError` for a fold that is not the one listed."""
+def fold_folders(tables: Iterable[str | Path], asked: str | None = None) -> list[Path]:
+    """The folders of all folds that the jobs' tables list, in their order.
+
+    asked: the `fold_settings_digest` that they should have been trained with, where it is to be checked. Raises `InputError` for a
+    fold that is not the one listed, was trained with other settings, or of which a file has been changed since.
+    """
     found = []
     for table in map(Path, tables):
+        again = f"Delete {table} and run again."
         for name, digest in _read_folds(table):
             folder = table.parent / name
             if not (folder / PROOF).is_file() or sha256(folder / PROOF) != digest:
                 problem = f"{name} is not the fold that was listed: it was removed or trained otherwise since"
-                raise InputError(problem, file=table, remedy=f"Delete {table} and run again.")
+                raise InputError(problem, file=table, remedy=again)
+            proof = read_yaml(folder / PROOF)
+            if asked not in (None, proof["settings"]):
+                raise InputError(f"{name} was trained with other settings than those that are asked for now", file=table, remedy=again)
+            for file, was in proof["files"].items():
+                if not (folder / file).is_file() or sha256(folder / file) != was:
+                    raise InputError("was changed or removed since its fold was finished", file=folder / file, remedy=again)
             found.append(folder)
     return found
 

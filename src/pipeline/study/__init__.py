@@ -33,6 +33,7 @@ from pipeline.study.models import (
 )
 from pipeline.study.slides import (
     check_encoder,
+    encoder_entry,
     encoder_running,
     folder_listing,
     made_features,
@@ -40,8 +41,8 @@ from pipeline.study.slides import (
     masks,
     patch_reading,
     slide_folder,
+    slide_table,
     slides_absent,
-    weights_state,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "check_encoder",
     "cohort_names",
     "data_path",
+    "encoder_entry",
     "encoder_running",
     "endpoint",
     "fold_count",
@@ -78,9 +80,9 @@ __all__ = [
     "reference",
     "report_settings",
     "slide_folder",
+    "slide_table",
     "slides_absent",
     "split_files",
     "splits",
     "tables",
-    "weights_state",
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ROOT
+from pipeline.contents import Contents
 from pipeline.errors import InputError, nearest
 
 
@@ -137,17 +137,21 @@ def bag_sources(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def mri_listing(source: Mapping[str, Any]) -> str:
-    """A digest of the names, sizes and times of the files in a table of MRI, so that new or replaced ones make the bags stale.
+def mri_listing(source: Mapping[str, Any], contents: Contents) -> str:
+    """A digest of the names and contents of the files in a table of MRI, so that new or replaced ones make the bags stale."""
+    table = Path(source["manifest"])
+    return contents.listing(table.parent, named_files(table, ["image", "mask"], table.parent))
+
+
+def named_files(table: str | Path, columns: Iterable[str], folder: Path) -> set[Path]:
+    """The files, relative to `folder`, that `columns` of a table name; none where there is no such table.
 
     It does without pandas, which Snakemake's own environment may lack; what is wrong in the table is told by the job that reads it.
     """
-    table = Path(source["manifest"])
+    table = Path(table)
     if not table.is_file():
-        return ""
+        return set()
     opened = gzip.open if table.suffix == ".gz" else open
     with opened(table, "rt", encoding="utf-8-sig", errors="replace", newline="") as handle:
         rows = csv.DictReader(handle, delimiter="," if ".csv" in table.suffixes else "\t")
-        files = sorted({table.parent / row[column] for row in rows for column in ("image", "mask") if row.get(column)})
-    lines = [f"{path}\t{path.stat().st_size}\t{path.stat().st_mtime_ns}" if path.is_file() else f"{path}\tabsent" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        return {folder / row[column] for row in rows for column in columns if row.get(column)}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ROOT, read_yaml
+from pipeline.contents import Contents
 from pipeline.errors import InputError, nearest
-from pipeline.study.inputs import data_path
+from pipeline.slides.encoders.table import NOTES
+from pipeline.slides.provenance import fingerprint
+from pipeline.study.inputs import data_path, named_files
+
+OF_MANY_FILES = {".mrxs", ".dcm", ".vms", ".vmu", ".ndpis"}  # suffixes of files that name others
 
 
 def slides_absent(study: Mapping[str, Any]) -> str | None:
@@ -35,25 +39,41 @@ def made_features(study: Mapping[str, Any]) -> dict[str, Any] | None:
     return made and {**made, "folder": data_path(study, made["folder"]), "encoder": study["slides"]["encoder"]}
 
 
-def folder_listing(study: Mapping[str, Any]) -> str:
-    """A digest of the names, sizes and times of the slide files, so that new or replaced slides make the list stale."""
+def slide_table(study: Mapping[str, Any]) -> list[str]:
+    """The cohort's own list of slides, if it gives one."""
+    table = study["slides"]["table"]
+    return [data_path(study, table)] if table else []
+
+
+def folder_listing(study: Mapping[str, Any], contents: Contents) -> str:
+    """A digest of the names and contents of the slide files, so that new or replaced slides make the list stale."""
     made, slides = made_features(study), study["slides"]
-    folder, pattern = (made["folder"], "**/*") if made else (data_path(study, slides["folder"] or "."), slides["pattern"])
     if study["synthetic"] or slides_absent(study):
         return ""
-    return _listing(Path(folder), pattern)
+    folder = Path(made["folder"] if made else slide_folder(study))
+    files = set(_files(folder, "**/*" if made else slides["pattern"]))
+    for table in slide_table(study):
+        files |= named_files(table, ["file"], folder)
+    return contents.listing(folder, _with_companions(files), fingerprint)
 
 
-def mask_listing(study: Mapping[str, Any]) -> str:
+def mask_listing(study: Mapping[str, Any], contents: Contents) -> str:
     """The same for the files with tissue from outside."""
     folder = masks(study)["folder"]
-    return _listing(Path(folder), "**/*") if folder and Path(folder).is_dir() else ""
+    return contents.listing(Path(folder), _files(Path(folder), "**/*")) if folder and Path(folder).is_dir() else ""
 
 
-def _listing(folder: Path, pattern: str) -> str:
-    files = [(p.relative_to(folder), p.stat()) for p in folder.glob(pattern) if p.is_file()]
-    names = sorted(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}" for name, stat in files)
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return [path for path in folder.glob(pattern) if path.is_file()]
+
+
+def _with_companions(files: Iterable[Path]) -> set[Path]:
+    """`files` and all that may belong to a slide of many files: what lies in its folder, or in the folder of its name."""
+    found = set(files)
+    for file in files:
+        if file.suffix.lower() in OF_MANY_FILES:
+            found |= set(_files(file.with_suffix(""), "**/*")) | set(_files(file.parent, "*"))
+    return found
 
 
 def masks(study: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,13 +88,13 @@ def encoder_running(study: Mapping[str, Any]) -> dict[str, Any]:
     return {key: study["slides"][key] for key in ("device", "batch_size", "threads", "precision", "compile")}
 
 
-def weights_state(study: Mapping[str, Any], encoder: str) -> list[int]:
-    """Size and time of the encoder's checkpoint, where the study names one that is there: replaced weights make features stale."""
-    checkpoint = (study["encoders"].get(encoder) or {}).get("checkpoint")
-    if not checkpoint or not Path(checkpoint).is_file():
-        return []
-    state = Path(checkpoint).stat()
-    return [state.st_size, state.st_mtime_ns]
+def encoder_entry(study: Mapping[str, Any], encoder: str) -> dict[str, Any]:
+    """What ``config/encoders.yaml`` and the study's `encoders` say of one encoder, but for remarks; only its label where the features
+    were made elsewhere."""
+    if study["slides"]["features"]:
+        return {"label": encoder}
+    entry = {**_shipped_encoders().get(encoder, {}), **(study["encoders"].get(encoder) or {})}
+    return {key: value for key, value in entry.items() if key == "checkpoint" or key not in NOTES}
 
 
 def patch_reading(study: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,9 +105,9 @@ def patch_reading(study: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _shipped_encoders() -> tuple[str, ...]:
-    """The names in ``config/encoders.yaml``, read once a process: every chunk of slides asks for them."""
-    return tuple(read_yaml(ROOT / "encoders.yaml"))
+def _shipped_encoders() -> dict[str, Any]:
+    """``config/encoders.yaml``, read once a process: every chunk of slides asks for it. Not to be changed."""
+    return read_yaml(ROOT / "encoders.yaml")
 
 
 def check_encoder(study: Mapping[str, Any], encoder: str) -> str:

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.jobs.cores import Cores
-from pipeline.jobs.finished import Unit, drop_tables, is_finished, prove, write_folds
+from pipeline.jobs.finished import Unit, drop_tables, fold_settings_digest, is_finished, prove, write_folds
 from pipeline.jobs.forking import run_forked
 from pipeline.logs import name_lines
 from pipeline.measuring import measured, used
-from pipeline.tables import read_table
 
 if TYPE_CHECKING:
     from pipeline.training.dataset import RawData
@@ -96,7 +95,7 @@ def _train(
         chosen = settings if unit.repetition is None else {**settings, "shuffled": unit.repetition}
         with measured(benchmarks / f"train_{model.name}_{_number(unit)}.tsv", start):
             train_fold(settings=chosen, fold=unit.fold, raw=raw, folder=folder, code=code, key=keys[unit])
-        prove(folder, keys[unit], FILES)
+        prove(folder, keys[unit], fold_settings_digest(settings), FILES)
 
     return run_forked(list(keys), train, cores)
 
@@ -107,24 +106,14 @@ def _number(unit: Unit) -> str:
 
 def fold_key(settings: Mapping[str, Any], unit: Unit, inputs: str, code: str) -> str:
     """A digest of all that the fold's files depend on, PyTorch's version among it."""
-    parts = [settings, unit.fold, unit.repetition, inputs, code, version("torch")]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+    parts = [fold_settings_digest(settings), unit.fold, unit.repetition, inputs, code, version("torch")]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def input_digest(files: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """A digest of what the model reads: the bytes of tables, size and time of the slides' features."""
+    """A digest of the contents of what the model reads; those of the slides' features stand in their manifest."""
     tables = [table["file"] for name, table in settings["tables"].items() if name in settings["modalities"]]
     single = [files[name] for name in ("patients", "splits", "matrix", "groups", "manifest") if files[name]]
     bags = [file for name, file in files["bags"].items() if name in settings["modalities"]]
     digests = [sha256(file) for file in [*single, *bags, *tables]]
-    if files["manifest"] and "wsi" in settings["modalities"]:
-        features = read_table(files["manifest"], ["features"])["features"].dropna()
-        digests += [_state(Path(file)) for file in features]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _state(file: Path) -> str:
-    """Size and time of a file of features; reading it will tell that it is absent."""
-    if not file.exists():
-        return "absent"
-    return f"{file.stat().st_size} {file.stat().st_mtime_ns}"
