@@ -42,11 +42,11 @@ class Module:
 
 
 class Code:
-    """The package's files below `root`, each read once."""
+    """The package's files below `root`, each read once, and again when it was edited."""
 
     def __init__(self, root: Path = SOURCE) -> None:
         self._root = root
-        self._modules: dict[Path, Module] = {}
+        self._modules: dict[Path, tuple[tuple[int, int], Module]] = {}
 
     def closure(self, *entries: str | Path) -> set[Path]:
         """All files that `entries` (paths of scripts, or dotted names of modules) run, themselves among them.
@@ -74,9 +74,11 @@ class Code:
         raise FileNotFoundError(f"no module {entry} below {self._root}")
 
     def _module(self, file: Path) -> Module:
-        if file not in self._modules:
-            self._modules[file] = Module(file, self._root)
-        return self._modules[file]
+        state = file.stat()
+        read = (state.st_size, state.st_mtime_ns)
+        if file not in self._modules or self._modules[file][0] != read:
+            self._modules[file] = read, Module(file, self._root)
+        return self._modules[file][1]
 
     def _name(self, file: Path) -> str:
         """The file's place in the package, or a script's name: the same wherever the repository lies."""
