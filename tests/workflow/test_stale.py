@@ -16,7 +16,7 @@ def moved(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     for name in ("src", "workflow", "config", "envs"):
         shutil.copytree(ROOT / name, root / name, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "Snakefile", root / "Snakefile")
-    shutil.copytree(demo, study, copy_function=shutil.copyfile)
+    shutil.copytree(demo, study, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns("*.svs", "*.png"))
     return root, study
 
 
@@ -52,7 +52,7 @@ def test_a_hyperparameter_trains_its_model_again_and_no_other(moved):
 
 @pytest.mark.slow
 def test_the_entry_of_an_encoder_makes_features_again_and_keeps_tissue_and_patches(moved):
-    edit(moved[0] / "config/encoders.yaml", "stain_texture:", "stain_texture:\n  version: 99")
+    edit(moved[0] / "config/encoders.yaml", "width: 82\n  version: 1", "width: 82\n  version: 2")
     found = planned(moved)
     assert found["features"] == 2
     assert found["train_fold"] == 9

@@ -109,14 +109,18 @@ def read_splits(path: str | Path) -> pd.DataFrame:
     table = tables.read_table(path, list(COLUMNS), patient_id="patient_id", unique=False)
     table["fold"] = tables.numeric(table, "fold", path, allow_missing=False)["fold"].astype(int)
     sets_of(table["set"].fillna("an empty cell"), str(path), {"train"}, {"test"})
-    return table[list(COLUMNS)]
+    table = table[list(COLUMNS)]
+    table.attrs["file"] = str(path)
+    return table
 
 
 def fold_patients(splits: pd.DataFrame, fold: int) -> tuple[list[str], list[str]]:
     """(training patients, test patients) of a fold, sorted. Raises `InputError` when there is no such fold."""
     rows = splits[splits["fold"] == fold]
     if rows.empty:
-        raise InputError("no such fold", found=fold, expected=" or ".join(map(str, sorted(splits["fold"].unique()))))
+        expected, file = " or ".join(map(str, sorted(splits["fold"].unique()))), splits.attrs.get("file")
+        remedy = f"The study has another number of folds than {file} was made for: delete it and run again." if file else ""
+        raise InputError("no such fold", file=file, column="fold", found=fold, expected=expected, remedy=remedy)
     train, test = (sorted(rows.loc[rows["set"] == name, "patient_id"]) for name in ("train", "test"))
     return train, test
 
