@@ -34,10 +34,14 @@ class Module:
         return digest.hexdigest()
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """All that the file imports, inside functions too, but for what type checkers alone see."""
+        return frozenset(_imported(self._tree))
+
+    @cached_property
     def imports(self) -> frozenset[Path]:
-        """Files of the package that run when this one is imported, or when a function of it is that imports: packages' own files, too."""
-        names = {name for name in _imported(self._tree) if name.partition(".")[0] == PACKAGE}
-        parts = [name.split(".") for name in names]
+        """Files of the package among them; importing a module runs those of the packages around it."""
+        parts = [name.split(".") for name in self.names if name.partition(".")[0] == PACKAGE]
         return frozenset(file for name in parts for end in range(1, len(name) + 1) if (file := _source(self._root, name[:end])))
 
 
@@ -60,6 +64,10 @@ class Code:
                 found.add(file)
                 todo += self._module(file).imports
         return found
+
+    def imported(self, *entries: str | Path) -> set[str]:
+        """Top-level modules, of Python or of others, that the closure imports."""
+        return {name.partition(".")[0] for file in self.closure(*entries) for name in self._module(file).names} - {PACKAGE}
 
     def version(self, *entries: str | Path) -> str:
         """Twelve hex digits that change with the code of any file of the closure, and with nothing else."""
@@ -104,7 +112,7 @@ def _source(root: Path, name: list[str]) -> Path | None:
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
-    """Names that are imported anywhere, but for what type checkers alone see; names out of modules may be modules."""
+    """Names of `Module.names`; a name out of a module may be a module."""
     todo = [tree]
     while todo:
         node = todo.pop()

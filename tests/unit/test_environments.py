@@ -1,10 +1,8 @@
 """The conda environments offer what the rules' scripts import, in the versions of requirements.lock; nothing is installed here."""
 
-import ast
 import re
 import sys
 from collections.abc import Iterator
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from rattler import MatchSpec
+
+from pipeline.provenance import CODE
 
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src"
@@ -30,7 +30,6 @@ CONDA_NAMES = {  # module → package of conda-forge, where they differ
     "yaml": "pyyaml",
 }
 LOCK_NAMES = {"py-opencv": "opencv-python-headless", "openslide": "openslide-bin", "matplotlib-base": "matplotlib"}
-NOT_CALLED = {("pipeline.cohort.bags", "pipeline.cohort.loader")}  # imported inside a function that only training calls
 
 
 def dependencies(file: Path) -> list[str]:
@@ -89,50 +88,14 @@ def test_every_rule_names_a_file_that_exists():
     assert {ANALYSIS, *(ROOT / "envs" / f"torch-{word}.yaml" for word in allowed)} == set(FILES)
 
 
-@cache
-def imported(file: Path) -> frozenset[str]:
-    """All that the file imports, inside functions too, but for what only type checkers see."""
-    found, todo = set(), [ast.parse(file.read_text())]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            todo += node.orelse
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        todo += ast.iter_child_nodes(node)
-    return frozenset(found)
-
-
-def source(module: str) -> Path | None:
-    path = SRC / module.replace(".", "/")
-    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
-
-
-def third_party(scripts: list[Path]) -> set[str]:
-    """Top-level modules, neither ours nor Python's, that the scripts and our modules behind them import."""
-    seen, found = set(), set()
-    todo: list[tuple[str, Path]] = [("", script) for script in scripts]
-    while todo:
-        importer, file = todo.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        for module in imported(file):
-            top, parts = module.split(".")[0], module.split(".")
-            if top != "pipeline":
-                found |= {top} - sys.stdlib_module_names
-                continue
-            packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]  # importing a module runs those of its packages
-            todo += [(name, source(name)) for name in packages if source(name) and (importer, name) not in NOT_CALLED]
-    return found
+def third_party(*entries: str | Path) -> set[str]:
+    """Top-level modules, neither ours nor Python's, that the scripts or modules and ours behind them import."""
+    return CODE.imported(*entries) - sys.stdlib_module_names
 
 
 def lacking(file: Path, scripts: list[Path]) -> set[str]:
     offered = {re.sub(r"^pytorch-[cg]pu$", "pytorch", package) for package in versions(file)}
-    return {module for module in third_party(scripts) if CONDA_NAMES.get(module, module) not in offered}
+    return {module for module in third_party(*scripts) if CONDA_NAMES.get(module, module) not in offered}
 
 
 def test_the_analysis_environment_offers_what_its_rules_import():
@@ -147,11 +110,11 @@ def test_the_torch_environments_offer_what_their_rules_import(file):
     assert lacking(file, [*scripts, *models]) == set()
 
 
-def test_the_rules_themselves_import_only_what_snakemake_brings():
+def test_the_rules_themselves_import_only_what_snakemake_brings(tmp_path):
     """`snakemake --use-conda` is run by a Snakemake that has neither pandas nor numpy."""
     rule_files = [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
-    lines = [match for file in rule_files for match in re.findall(r"^\s*from (pipeline\S*) import (\w+)", file.read_text(), re.MULTILINE)]
-    sources = [source(f"{module}.{name}") or source(module) for module, name in lines]
+    lines = [line.strip() for file in rule_files for line in re.findall(r"^\s*from pipeline.+$", file.read_text(), re.MULTILINE)]
+    assert len(lines) > 3
+    (tmp_path / "rules.py").write_text("\n".join(lines))
     brought = {Requirement(line).name for line in metadata.requires("snakemake") or []}
-    assert len(sources) > 3
-    assert {CONDA_NAMES.get(module, module) for module in third_party(sources)} <= brought
+    assert {CONDA_NAMES.get(module, module) for module in third_party(tmp_path / "rules.py")} <= brought

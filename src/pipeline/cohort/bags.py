@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -23,9 +22,6 @@ import pipeline
 from pipeline.errors import InputError, nearest
 from pipeline.files import atomic
 from pipeline.identifiers import check_id
-
-if TYPE_CHECKING:
-    from pipeline.cohort.loader import BagStore
 
 log = logging.getLogger(__name__)
 
@@ -108,16 +104,6 @@ def read_bags(path: str | Path) -> dict[str, np.ndarray]:
     """patient → features [n, d], mapped from disk, patients sorted. Raises `InputError` as `read_rows`."""
     features, rows = _open(path)
     return _by_patient(features, rows.patients)
-
-
-def open_bag_store(path: str | Path, resident: int | None = None) -> BagStore:
-    """What the loader cuts batches from; held in memory if it has at most `resident` bytes, mapped from disk otherwise."""
-    from pipeline.cohort.loader import BagStore, resident_bytes
-
-    features, rows = _open(path)
-    if features.nbytes <= (resident_bytes() if resident is None else resident):
-        features = np.array(features)
-    return BagStore(features.shape[1], {patient: [bag] for patient, bag in _by_patient(features, rows.patients).items()})
 
 
 def _by_patient(features: np.ndarray, patients: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,6 +25,13 @@ def resident_bytes(memory_mb: float = MEMORY_MB) -> int:
     return int(memory_mb * RESIDENT_SHARE * 1e6)
 
 
+def _held(mapped: dict[str, list[np.ndarray]], resident: int | None) -> dict[str, list[np.ndarray]]:
+    """The arrays in memory if they have at most `resident` bytes, as they are otherwise."""
+    if sum(x.nbytes for arrays in mapped.values() for x in arrays) > (resident_bytes() if resident is None else resident):
+        return mapped
+    return {patient: [np.array(x) for x in arrays] for patient, arrays in mapped.items()}
+
+
 @dataclass
 class BagStore:
     """Patch features by patient: one float16 [N, d] array a slide, a patient's slides in the order of the cohort's table.
@@ -44,14 +51,17 @@ class BagStore:
         """
         from pipeline.slides.features import map_features
 
-        mapped = {patient: [map_features(path) for path in paths] for patient, paths in files.items()}
-        if sum(x.nbytes for arrays in mapped.values() for x in arrays) <= (resident_bytes() if resident is None else resident):
-            mapped = {patient: [np.array(x) for x in arrays] for patient, arrays in mapped.items()}
+        mapped = _held({patient: [map_features(path) for path in paths] for patient, paths in files.items()}, resident)
         widths = {x.shape[1]: path for patient, arrays in mapped.items() for x, path in zip(arrays, files[patient], strict=True)}
         if len(widths) > 1:
             found = "; ".join(f"{width} in {path}" for width, path in sorted(widths.items()))
             raise InputError("feature files of different widths", found=found, expected="one encoder for all slides")
         return cls(next(iter(widths)), mapped)
+
+    @classmethod
+    def of_bags(cls, bags: Mapping[str, np.ndarray], resident: int | None = None) -> BagStore:
+        """The same of one bag a patient, as `pipeline.cohort.bags.read_bags` maps them from one file."""
+        return cls(next(iter(bags.values())).shape[1], _held({patient: [bag] for patient, bag in bags.items()}, resident))
 
     def scaled_on(self, patients: Sequence[str]) -> BagStore:
         """The same bags, scaled by mean and standard deviation [d] over all patches of `patients` (the training fold); constant features

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.cohort.bags import open_bag_store
+from pipeline.cohort.bags import read_bags
 from pipeline.cohort.loader import MEMORY_MB, BagStore, CohortData, resident_bytes
 from pipeline.cohort.splits import fold_patients, read_splits
 from pipeline.cohort.vectors import Vectors, read_vectors
@@ -53,7 +53,7 @@ class RawData:
             if modality == "wsi":
                 bags[modality] = load_bags(files["manifest"], patients, resident)
             elif modality in files["bags"]:
-                bags[modality] = open_bag_store(files["bags"][modality], resident)
+                bags[modality] = BagStore.of_bags(read_bags(files["bags"][modality]), resident)
             elif modality == "omics":
                 matrix, groups = read_matrix(files["matrix"]), read_table(files["groups"], ["grouping", "group", "feature"])
             else:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cohort.bags import BagRows, gather_bags, import_bags, open_bag_store, read_bags, read_rows, write_bags
+from pipeline.cohort.bags import BagRows, gather_bags, import_bags, read_bags, read_rows, write_bags
+from pipeline.cohort.loader import BagStore, CohortData
 from pipeline.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -196,9 +197,7 @@ def test_bags_of_different_widths_are_not_gathered(tmp_path):
 
 
 def test_the_loader_takes_a_file_of_bags(tmp_path):
-    from pipeline.cohort.loader import CohortData
-
-    store = open_bag_store(imported(npz(tmp_path / "x.npz")))
+    store = BagStore.of_bags(read_bags(imported(npz(tmp_path / "x.npz"))))
     batch = CohortData(bags={"tma": store}).batch(["a-1", "nobody", "007"])
     assert batch.bags["tma"].features.shape == (3, 3, 3)
     assert batch.bags["tma"].mask.sum(1).tolist() == [2, 0, 3]
@@ -207,7 +206,7 @@ def test_the_loader_takes_a_file_of_bags(tmp_path):
 
 def test_features_that_do_not_fit_into_memory_stay_on_disk(tmp_path):
     path = imported(npz(tmp_path / "x.npz"))
-    held, mapped = open_bag_store(path), open_bag_store(path, resident=1)
+    held, mapped = BagStore.of_bags(read_bags(path)), BagStore.of_bags(read_bags(path), resident=1)
     assert isinstance(mapped.slides["007"][0], np.memmap)
     assert not isinstance(held.slides["007"][0], np.memmap)
     np.testing.assert_array_equal(mapped.bag("007"), held.bag("007"))

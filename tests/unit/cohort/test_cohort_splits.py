@@ -57,7 +57,7 @@ def test_splits_are_written_and_read_back_with_one_digest(tmp_path):
     back = read_splits(tmp_path / "splits.tsv")
     assert back.equals(made)
     assert splits_digest(back.sample(frac=1, random_state=0)) == splits_digest(made)
-    message = r"splits\.tsv, column 'fold': no such fold; found '2', expected 0 or 1\. The study has another number of folds than .*: delete it"
+    message = r"splits\.tsv, column 'fold': no such fold; found '2', expected 0 or 1\. The study has another number of folds .*: delete it"
     with pytest.raises(InputError, match=message):
         fold_patients(back, 2)
 
