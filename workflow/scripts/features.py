@@ -13,7 +13,7 @@ benchmark = Path(snakemake.log[0]).parents[1] / "benchmarks" / f"{Path(snakemake
 with logged(snakemake.log[0]), measured(benchmark):
     p, published = snakemake.params, Path(snakemake.output[0])
     store, manifest = published.parent, published.with_name(f"{published.name}.tsv")
-    slides = read_chunk(snakemake.input.slides, int(p.chunk), p.chunks)
+    slides = read_chunk(snakemake.input.slides, int(p.chunk), p.chunks, p.folder)
     encoder = p.encoder
     if p.made:
         import_chunk(slides, store, manifest, encoder)

@@ -7,5 +7,5 @@ from pipeline.slides.stages.patches import patches_chunk
 
 with logged(snakemake.log[0]):
     p, manifest = snakemake.params, Path(snakemake.output[0])
-    slides = read_chunk(snakemake.input.slides, int(snakemake.wildcards.chunk), p.chunks)
+    slides = read_chunk(snakemake.input.slides, int(snakemake.wildcards.chunk), p.chunks, p.folder)
     patches_chunk(snakemake.input.tissue, slides, manifest.parent, manifest, PatchSettings(**p.settings), patience=p.patience)

@@ -1,14 +1,20 @@
-"""The one owner of GeoJSON: tissue contours in level-0 pixels, as QuPath draws and reads them."""
+"""The one owner of GeoJSON: tissue contours in level-0 pixels, as QuPath draws and reads them.
+
+A file that we wrote says so in the properties of its collection, which come first, with a checksum of all that it holds. QuPath writes no
+such properties: a file without them was drawn by hand.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shapely import make_valid
+from shapely import make_valid, to_wkb
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, mapping, shape
 from shapely.geometry.base import BaseGeometry, BaseMultipartGeometry
@@ -16,12 +22,18 @@ from shapely.ops import unary_union
 
 from pipeline.errors import InputError
 from pipeline.files import write_text
+from pipeline.slides.provenance import SpoiltError
 
 log = logging.getLogger(__name__)
 
+SUFFIX = ".geojson"
+HEAD = 4096  # bytes of a file in which our properties are found
+OURS = {"made_by": "slide2surv"}
+MARKS = (b'"made_by": "slide2surv"', b'"slide_fingerprint"')  # of which damage in one place spares one
+
 
 def write_contours(path: str | Path, polygons: Sequence[Polygon], properties: Mapping[str, object]) -> None:
-    """Write `polygons` (holes allowed, level-0 pixels) as a FeatureCollection, atomically.
+    """Write `polygons` (holes allowed, level-0 pixels) as a FeatureCollection, atomically; the file's name is the slide's id.
 
     `properties` (settings, slide_fingerprint, …) become those of the collection; QuPath passes over them.
     """
@@ -33,21 +45,38 @@ def write_contours(path: str | Path, polygons: Sequence[Polygon], properties: Ma
         }
         for polygon in polygons
     ]
-    write_text(path, json.dumps({"type": "FeatureCollection", "properties": dict(properties), "features": features}) + "\n")
+    facts = {**OURS, "slide_id": Path(path).stem, **properties}
+    facts = {"checksum": _checksum(facts, features), **facts}
+    write_text(path, json.dumps({"type": "FeatureCollection", "properties": facts, "features": features}) + "\n")
 
 
-def read_contours(path: str | Path, ignore: Sequence[str] = ()) -> tuple[list[Polygon], dict[str, object]]:
+def _checksum(properties: Mapping[str, object], features: object) -> str:
+    content = {key: value for key, value in properties.items() if key != "checksum"}, features
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_contours(path: str | Path, ignore: Sequence[str] = (), slide_id: str | None = None) -> tuple[list[Polygon], dict[str, object]]:
     """The polygons of a GeoJSON file and the properties of its collection (empty when it was drawn by hand, in QuPath say).
 
     A bare feature, geometry or list of features is read too; points and lines are passed over, polygons that cross themselves are
     repaired. Annotations whose class matches one of the shell patterns `ignore` are taken out of all others.
-    Raises `InputError` for anything else.
+    Raises `InputError` for anything else, and the `SpoiltError` among these for a file of ours that is not as it was written, or not of
+    the slide `slide_id` where that is given.
     """
+    is_ours, content = False, None
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes()
+        is_ours = _is_ours(text)
+        content = json.loads(text.decode("utf-8"))
+        if is_ours:
+            _prove(content, path, slide_id)
         features = content if isinstance(content, list) else content.get("features", [content])
         shapes = [(_class(feature), shape(feature.get("geometry", feature))) for feature in features]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ShapelyError) as error:
+    except SpoiltError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ShapelyError) as error:
+        if is_ours:
+            raise _spoilt(path) from error
         remedy = "Delete the file to have the tissue found again, or export the annotations anew."
         raise InputError(f"cannot be read as GeoJSON ({error})", file=path, expected="polygons", remedy=remedy) from error
     crossing = sum(not geometry.is_valid for _, geometry in shapes)
@@ -58,8 +87,48 @@ def read_contours(path: str | Path, ignore: Sequence[str] = ()) -> tuple[list[Po
     if any(ignored):
         hole = unary_union([p for (_, geometry), out in zip(shapes, ignored, strict=True) if out for p in polygonal(geometry)])
         polygons = [part for polygon in polygons for part in polygonal(polygon.difference(hole))]
-    properties = content.get("properties", {}) if isinstance(content, dict) else {}
-    return polygons, dict(properties) if isinstance(properties, dict) else {}
+    return polygons, content["properties"] if is_ours else {}
+
+
+def _is_ours(text: bytes) -> bool:
+    return any(mark in text[:HEAD] for mark in MARKS)
+
+
+def _prove(content: object, path: str | Path, slide_id: str | None) -> None:
+    """Raise `SpoiltError` unless the content of a file of ours fits its checksum, and its slide."""
+    properties = content.get("properties") if isinstance(content, dict) else None
+    if not isinstance(properties, dict) or properties.get("checksum") != _checksum(properties, content.get("features")):
+        raise _spoilt(path)
+    if slide_id not in (None, properties.get("slide_id")):
+        raise _spoilt(path, "holds the contours of another slide", found=properties.get("slide_id"), expected=slide_id)
+
+
+def _spoilt(path: str | Path, problem: str = "is damaged, or was edited with its properties kept", **facts: object) -> SpoiltError:
+    remedy = "Delete it and run again with `--forcerun tissue`. To keep what you edited, delete the `properties` of the collection."
+    return SpoiltError(problem, file=path, **facts, remedy=remedy)  # type: ignore[arg-type]
+
+
+def drawn_by_hand(folder: str | Path) -> dict[str, str]:
+    """The slides in a folder of contours whose file was drawn by hand, by id, each with 16 hex digits of the file's content.
+
+    Of the other files only the first kilobytes are read: ten thousand take less than a second.
+    """
+    drawn: dict[str, str] = {}
+    if not Path(folder).is_dir():
+        return drawn
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file():
+                with open(entry.path, "rb") as handle:
+                    head = handle.read(HEAD)
+                    if not _is_ours(head):
+                        drawn[entry.name.removesuffix(SUFFIX)] = hashlib.sha256(head + handle.read()).hexdigest()[:16]
+    return dict(sorted(drawn.items()))
+
+
+def shape_digest(polygons: Sequence[Polygon]) -> str:
+    """16 hex digits of the polygons' coordinates, in their order."""
+    return hashlib.sha256(b"".join(map(to_wkb, polygons))).hexdigest()[:16]
 
 
 def polygonal(geometry: BaseGeometry) -> list[Polygon]:

@@ -21,7 +21,8 @@ import pandas as pd
 
 from pipeline.errors import InputError, nearest
 from pipeline.files import atomic, write_text
-from pipeline.slides.features import PatchFile, is_valid, read_coords, read_features
+from pipeline.slides.contours import read_contours
+from pipeline.slides.features import PatchFile, read_features
 from pipeline.slides.listing import read_slides
 from pipeline.slides.provenance import settings_digest
 from pipeline.slides.resolution import MPP_TIMES_POWER
@@ -115,7 +116,8 @@ def _export_slide(layout: str, slide: EncodedSlide, out: Path, label: str) -> bo
 
     The first file holds the digest of what it was made from and is written first; the others are valid when they are no older.
     """
-    attributes = read_coords(slide.features).attributes
+    content = read_features(slide.features)
+    attributes = content.attributes
     absent = [name for name in SCALE if name not in attributes] + ["width, height"] * (not all(slide.size))
     if absent:
         remedy = "Features that were made elsewhere are exported by the tool that made them."
@@ -126,25 +128,26 @@ def _export_slide(layout: str, slide: EncodedSlide, out: Path, label: str) -> bo
     }
     files = LAYOUTS[layout](slide, attributes, out, label, origin)
     first = next(iter(files))
-    if is_valid(first, **origin) and all(f.is_file() and f.stat().st_mtime_ns >= first.stat().st_mtime_ns for f in files):
+    written = _origin(first)
+    if written == origin and all(f.is_file() and f.stat().st_mtime_ns >= first.stat().st_mtime_ns for f in files):
         return False
     stranger = next((f for f in files if f.exists()), None)
-    if stranger and not _is_ours(first):
+    if stranger and "slide_fingerprint" not in written:
         remedy = "Give an empty folder: what another tool made is never overwritten."
         raise InputError("was not written by this export", file=stranger, slide=slide.slide_id, remedy=remedy)
-    content = read_features(slide.features)
     for path, write in files.items():
         with atomic(path) as temporary:
             write(temporary, content)
     return True
 
 
-def _is_ours(path: Path) -> bool:
+def _origin(path: Path) -> dict[str, object]:
+    """From what an exported file was made; nothing of a file that is absent, cannot be read, or that another tool wrote."""
     try:
         with h5py.File(path, "r") as file:
-            return "slide_fingerprint" in file.attrs
+            return {key: file.attrs[key] for key in ("settings", "slide_fingerprint") if key in file.attrs}
     except OSError:
-        return False
+        return {}
 
 
 def _clam(slide: EncodedSlide, attributes: Mapping[str, object], out: Path, label: str, origin: Mapping[str, str]) -> dict[Path, Writer]:
@@ -173,8 +176,13 @@ def _trident(slide: EncodedSlide, attributes: Mapping[str, object], out: Path, l
         folder / "patches" / f"{slide.slide_id}_patches.h5": _hdf5(origin, {"coords": scale}, np.int64),
     }
     if slide.contours.is_file():
-        files[out / "contours_geojson" / slide.contours.name] = lambda path, _: shutil.copyfile(slide.contours, path)
+        files[out / "contours_geojson" / slide.contours.name] = lambda path, _: _copy_contours(slide, path)
     return files
+
+
+def _copy_contours(slide: EncodedSlide, path: Path) -> None:
+    read_contours(slide.contours, slide_id=slide.slide_id)  # raises where they are damaged
+    shutil.copyfile(slide.contours, path)
 
 
 LAYOUTS = {"clam": _clam, "trident": _trident}

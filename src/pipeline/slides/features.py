@@ -1,8 +1,14 @@
-"""The one owner of the slide stage's HDF5: coordinates and features of the patches of one slide."""
+"""The one owner of the slide stage's HDF5: coordinates and features of the patches of one slide.
+
+Each file holds the slide's id and ends with a seal (`pipeline.slides.sealing`), which every reader proves once, before HDF5 sees the file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +18,14 @@ import numpy as np
 import pipeline
 from pipeline.errors import InputError
 from pipeline.files import atomic
+from pipeline.slides.provenance import SpoiltError
+from pipeline.slides.sealing import is_as_sealed, seal
+
+log = logging.getLogger(__name__)
 
 COORDS, FEATURES = "coords", "features"
-REMAKE = "Delete the file to have it made again."
+OURS = {"settings", "slide_fingerprint", "version"}  # attributes of a file that was written here
+REMAKE = "Delete the file and run its stage again (`--forcerun patches` or `features`)."
 
 
 @dataclass(frozen=True)
@@ -26,16 +37,22 @@ class PatchFile:
     features: np.ndarray | None = None
     attributes: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def coords_digest(self) -> str:
+        """16 hex digits of the coordinates."""
+        return hashlib.sha256(np.ascontiguousarray(self.coords, np.int32).tobytes()).hexdigest()[:16]
+
 
 def write_coords(path: str | Path, coords: np.ndarray, attributes: Mapping[str, object]) -> None:
-    """Write coordinates [N, 2] and attributes, atomically."""
+    """Write coordinates [N, 2] and attributes, atomically; the file's name is the slide's id."""
     _write(path, {COORDS: np.asarray(coords, np.int32)}, attributes)
 
 
 def write_features(path: str | Path, features: np.ndarray, coords: np.ndarray | None, attributes: Mapping[str, object]) -> None:
     """Write features [N, d] as contiguous float16 with their coordinates [N, 2] (None where they are not known), atomically.
 
-    Raises `InputError` when a value is not finite as float16 (±65504): a NaN found here costs a slide, found in training a week.
+    The file's name is the slide's id. Raises `InputError` when a value is not finite as float16 (±65504): a NaN found here costs a slide,
+    found in training a week.
     """
     with np.errstate(over="ignore"):
         half = np.asarray(features).astype(np.float16)
@@ -47,10 +64,12 @@ def write_features(path: str | Path, features: np.ndarray, coords: np.ndarray | 
 
 
 def _write(path: str | Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, object]) -> None:
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, values in arrays.items():
-            file.create_dataset(name, data=values)  # contiguous: one read, 14 times faster than one chunk a row
-        file.attrs.update({**attributes, "version": pipeline.__version__})
+    with atomic(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            for name, values in arrays.items():
+                file.create_dataset(name, data=values)  # contiguous: one read, 14 times faster than one chunk per row
+            file.attrs.update({**attributes, "slide_id": Path(path).stem, "version": pipeline.__version__})
+        seal(temporary)
 
 
 def read_coords(path: str | Path) -> PatchFile:
@@ -65,7 +84,8 @@ def read_features(path: str | Path) -> PatchFile:
     """Features [N, d] in the type they are stored in, coordinates, attributes; also of the files of CLAM and TRIDENT.
 
     Those may carry a leading axis of 1 ([1, N, d], [1, N, 2]) and keep their attributes on the datasets.
-    Raises `InputError` when the file is absent, cut off, of another shape, or holds a value that is not finite.
+    Raises `InputError` when the file is absent, cut off, of another shape, or holds a value that is not finite, and the `SpoiltError`
+    among these when it is ours and not as it was written, or another slide's.
     """
     coords, features, attributes = _read(path, with_features=True)
     if features is None:
@@ -78,15 +98,31 @@ def read_features(path: str | Path) -> PatchFile:
 
 
 def _read(path: str | Path, *, with_features: bool) -> tuple[np.ndarray | None, np.ndarray | None, dict[str, object]]:
+    with _proven(path) as file:
+        sets = {name: file[name] for name in (COORDS, FEATURES) if name in file}
+        attributes = {k: _plain(v) for owner in (*sets.values(), file) for k, v in owner.attrs.items()}
+        coords = _matrix(sets[COORDS], path, columns=2).astype(np.int32) if COORDS in sets else None
+        features = _matrix(sets[FEATURES], path) if with_features and FEATURES in sets else None
+    return coords, features, attributes
+
+
+@contextmanager
+def _proven(path: str | Path) -> Iterator[h5py.File]:
+    """The file, open, once its seal has been proven; a file of another tool has none."""
     try:
+        is_whole = is_as_sealed(path)
+        if is_whole is False:
+            raise SpoiltError("is damaged: its content does not fit its checksum", file=path, remedy=REMAKE)
         with h5py.File(path, "r") as file:
-            sets = {name: file[name] for name in (COORDS, FEATURES) if name in file}
-            attributes = {k: _plain(v) for owner in (*sets.values(), file) for k, v in owner.attrs.items()}
-            coords = _matrix(sets[COORDS], path, columns=2).astype(np.int32) if COORDS in sets else None
-            features = _matrix(sets[FEATURES], path) if with_features and FEATURES in sets else None
+            slide_id, expected = file.attrs.get("slide_id"), Path(path).stem
+            if is_whole and slide_id != expected:
+                raise SpoiltError("holds another slide", file=path, found=slide_id, expected=expected, remedy=REMAKE)
+            if is_whole is None and OURS.issubset(file.attrs):
+                problem = "has no checksum at its end: it was cut off, changed, or written by an older version"
+                raise SpoiltError(problem, file=path, remedy=REMAKE)
+            yield file
     except OSError as error:
         raise InputError(f"cannot be read as HDF5 ({error})", file=path, remedy=REMAKE) from error
-    return coords, features, attributes
 
 
 def _matrix(dataset: h5py.Dataset, path: str | Path, columns: int | None = None) -> np.ndarray:
@@ -118,15 +154,45 @@ def map_features(path: str | Path) -> np.ndarray:
 
     Raises `InputError` as `read_features`.
     """
-    try:
+    with _proven(path) as file:
+        mapped = _mapped(file.get(FEATURES), path)
+    return read_features(path).features if mapped is None else mapped  # type: ignore[return-value]
+
+
+def _mapped(dataset: object, path: str | Path) -> np.ndarray | None:
+    """What lies in one piece, without reading it; None for anything else."""
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or not len(dataset) or dataset.id.get_offset() is None:
+        return None
+    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=dataset.id.get_offset(), shape=dataset.shape)
+
+
+def read_made(path: str | Path, settings: str, slide_fingerprint: str) -> PatchFile | None:
+    """What a file of ours holds, where it was made from this very slide with these very settings; else None.
+
+    Features are mapped, not read. A file that is not as it was written counts as none, and the log says so: it is about to be made again.
+    """
+    with _made(path, settings=settings, slide_fingerprint=slide_fingerprint) as file:
+        if file is None:
+            return None
+        coords = file[COORDS][()] if COORDS in file else None
+        return PatchFile(coords, _mapped(file.get(FEATURES), path), {k: _plain(v) for k, v in file.attrs.items()})
+
+
+@contextmanager
+def _made(path: str | Path, **origin: str) -> Iterator[h5py.File | None]:
+    if not Path(path).is_file():
+        yield None
+        return
+    slide_id = None
+    if is_whole := is_as_sealed(path):
         with h5py.File(path, "r") as file:
-            dataset = file.get(FEATURES)
-            offset = dataset.id.get_offset() if isinstance(dataset, h5py.Dataset) else None
-            if offset is not None and dataset.ndim == 2 and len(dataset):
-                return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-    except OSError as error:
-        raise InputError(f"cannot be read as HDF5 ({error})", file=path, remedy=REMAKE) from error
-    return read_features(path).features  # type: ignore[return-value]
+            slide_id = file.attrs["slide_id"]
+            if slide_id == Path(path).stem:
+                yield file if all(file.attrs.get(key) == value for key, value in origin.items()) else None
+                return
+    fault = f"holds the slide {slide_id}" if is_whole else "is damaged, or was written by another version"
+    log.warning("%s %s: it is made again", path, fault)
+    yield None
 
 
 @dataclass
@@ -150,18 +216,9 @@ def write_progress(path: str | Path, progress: Progress, origin: Mapping[str, ob
     _write(path, arrays, origin)
 
 
-def read_progress(path: str | Path, origin: Mapping[str, object]) -> Progress:
+def read_progress(path: str | Path, origin: Mapping[str, str]) -> Progress:
     """What `write_progress` kept; nothing done where there is no such file, it is damaged, or it was made from something else."""
-    if not is_valid(path, **origin):
-        return Progress()
-    with h5py.File(path, "r") as file:
+    with _made(path, **origin) as file:
+        if file is None:
+            return Progress()
         return Progress([file[FEATURES][()]], [file["readable"][()]], list(file["faults"].asstr()[()]))
-
-
-def is_valid(path: str | Path, settings: str, slide_fingerprint: str) -> bool:
-    """Whether `path` was written completely from this very slide with these very settings."""
-    try:
-        with h5py.File(path, "r") as file:
-            return file.attrs.get("settings") == settings and file.attrs.get("slide_fingerprint") == slide_fingerprint
-    except OSError:
-        return False

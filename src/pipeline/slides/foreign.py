@@ -10,7 +10,7 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import InputError
-from pipeline.slides.features import PatchFile, is_valid, map_features, read_coords, read_features, write_features
+from pipeline.slides.features import PatchFile, read_coords, read_features, read_made, write_features
 from pipeline.slides.listing import list_slides
 from pipeline.slides.provenance import fingerprint, settings_digest
 from pipeline.slides.stages.manifests import FAILED, OK, OUTCOME, run_slides
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FORMATS = ("auto", "clam", "trident", "h5", "pt")
 COLUMNS = ["patches", "unreadable", "width"]
 PATIENCE = 300.0  # seconds for one file: on some damage HDF5 never returns
-VERSION = 1  # raised when the conversion changes: files are then made again
+VERSION = 2  # raised when the conversion changes: files are then made again
 REMEDY = "Extract the features of this slide again with the tool that made them, or take the slide out of the list."
 MAGNIFICATIONS = ("level0_magnification", "target_magnification")
 
@@ -108,7 +108,7 @@ def _trident_features(folder: Path, encoder: str | None) -> Path:
 def import_chunk(slides: pd.DataFrame, folder: str | Path, manifest: str | Path, encoder: str, *, width: int | None = None) -> None:
     """Convert the foreign features of every row of `slides` (slide_id, path) into `folder`, and write the manifest.
 
-    One float16 file a slide as the features stage writes it; its attributes name the source, its format and fingerprint, `encoder`
+    One float16 file a slide as the features stage writes it; its attributes name the source's file, its format and fingerprint, `encoder`
     (a label) and the patch size where the source tells it. A file that cannot be used fails that slide alone: unreadable, cut off,
     of another shape, without a patch, with a value that is not finite, a pickle of something else (never executed), or of another
     width than `width` (None = that of most slides of the chunk).
@@ -120,15 +120,16 @@ def import_chunk(slides: pd.DataFrame, folder: str | Path, manifest: str | Path,
         if not path.is_file():
             raise InputError("no such file of features", file=path, slide=row["slide_id"], remedy="Add it, or take the slide out.")
         origin = {
-            "settings": settings_digest("import", VERSION, encoder, [fingerprint(p) for p in _beside(path)]),
+            "settings": settings_digest("import", VERSION, encoder, [fingerprint(p) for p in foreign_files(path)[1:]]),
             "slide_fingerprint": fingerprint(path),
         }
-        if not is_valid(target, **origin):
-            content = read_foreign(path)
-            attributes = {"source": str(path), "source_format": _format_of(path, content), **_scale(content.attributes)}
+        made = read_made(target, **origin)
+        if not made:
+            made = read_foreign(path)
+            attributes = {"source": path.name, "source_format": _format_of(path, made), **_scale(made.attributes)}
             with _told_of(path):
-                write_features(target, content.features, content.coords, {**attributes, "encoder": encoder, "unreadable": 0, **origin})
-        patches, found = map_features(target).shape
+                write_features(target, made.features, made.coords, {**attributes, "encoder": encoder, "unreadable": 0, **origin})
+        patches, found = made.features.shape
         return {"patches": patches, "unreadable": 0, "width": found}
 
     run_slides(f"import ({encoder})", slides, process, COLUMNS, manifest, PATIENCE)
@@ -141,7 +142,7 @@ def read_foreign(path: Path) -> PatchFile:
     Raises `InputError` for anything else.
     """
     with _told_of(path):
-        return _with_scale(_read(path), _beside(path))
+        return _with_scale(_read(path), foreign_files(path)[1:])
 
 
 def _refuse_other_widths(manifest: Path, width: int | None) -> None:
@@ -166,11 +167,11 @@ def _refuse_other_widths(manifest: Path, width: int | None) -> None:
     write_table(table, manifest)
 
 
-def _beside(path: Path) -> list[Path]:
-    """Files that may hold the coordinates of a file of features, by CLAM's and TRIDENT's folders."""
+def foreign_files(path: Path) -> tuple[Path, ...]:
+    """A file of features, and those that may hold its coordinates by CLAM's and TRIDENT's folders."""
     above, name = path.parent.parent, f"{path.stem}.h5"
     places = [path.with_name(name), above / "h5_files" / name, above / "patches" / name, above / "patches" / f"{path.stem}_patches.h5"]
-    return [p for p in places if p != path and p.is_file()]
+    return path, *(p for p in places if p != path and p.is_file())
 
 
 @contextmanager
@@ -237,7 +238,7 @@ def _array_parts() -> list[object]:
     return [*names, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "efdil"}]
 
 
-def _with_scale(content: PatchFile, beside: list[Path]) -> PatchFile:
+def _with_scale(content: PatchFile, beside: Sequence[Path]) -> PatchFile:
     """`content` with coordinates and attributes of the first file beside it that belongs to it: as many rows, and no others."""
     if content.coords is not None and "patch_size" in content.attributes:
         return content

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.slides.opening import Slide
 from pipeline.slides.patches import PatchSettings, level0_size
-from pipeline.slides.provenance import fingerprint
+from pipeline.slides.provenance import slide_fingerprint
 from pipeline.slides.resolution import Resolution, resolve
 from pipeline.slides.signatures import recognise
 from pipeline.slides.tissue import TissueSettings
@@ -89,7 +89,7 @@ def inspect(path: str | Path, settings: PatchSettings | None = None, mpp: float 
     try:
         with Slide(path) as slide:
             facts |= _geometry(slide)
-            facts["fingerprint"] = fingerprint(path)
+            facts["fingerprint"] = slide_fingerprint(path)
             resolution = resolve(slide.properties, path.stem, mpp)
             facts |= {"mpp": resolution.mpp, "mpp_source": resolution.source, "objective_power": resolution.objective_power}
             facts["tissue_level"] = slide.level_for(max(1.0, TissueSettings().mpp / resolution.mpp))

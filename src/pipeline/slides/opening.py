@@ -107,6 +107,8 @@ def _check_readable(path: Path) -> None:
     if path.is_dir():
         remedy = "Name the slide file itself: the .mrxs beside the folder, or one .dcm file of the series."
         raise InputError("is a folder, not a slide file", file=path, remedy=remedy)
+    if path.exists() and not path.is_file():
+        raise InputError("is a pipe or a device, not a slide file", file=path, remedy="Name a file that lies on a disk.")
     try:
         with open(path, "rb") as handle:
             if not handle.read(1):

@@ -4,15 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.errors import InputError
+from pipeline.slides.filesets import slide_files
+
 ENDS = 64 * 1024
+ABSENT = "absent"
+
+
+class SpoiltError(InputError):
+    """A file of ours is not as it was written: it is damaged, was edited, or is another slide's."""
+
+
+def slide_fingerprint(path: str | Path) -> str:
+    """16 hex digits that tell a slide from any other, by all of its files (`pipeline.slides.filesets`)."""
+    return set_fingerprint(slide_files(path))
+
+
+def set_fingerprint(files: Sequence[Path]) -> str:
+    """The fingerprint of a file, or of a set of files that lie together: their names as seen from the first, and what they hold.
+
+    Wherever the set lies it is the same. A file that is absent, or none that can be read to its end, counts as absent.
+    """
+    if len(files) == 1:
+        return fingerprint(files[0])
+    folder = files[0].parent
+    prints = {os.path.relpath(file, folder): fingerprint(file) if file.is_file() else ABSENT for file in files}
+    lines = "\n".join(f"{name}\t{digest}" for name, digest in sorted(prints.items()))
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def fingerprint(path: str | Path) -> str:
-    """sha256 (16 hex digits) of a file's size and of its first and last 64 KiB: a slide of gigabytes is told apart in a millisecond."""
+    """sha256 (16 hex digits) of a file's size and of its first and last 64 KiB: a slide of gigabytes is told apart in a millisecond.
+
+    Raises `OSError` when it cannot be read, `InputError` when it is none that ends: a pipe, a device, a folder.
+    """
     path = Path(path)
     size = path.stat().st_size
+    if not path.is_file():
+        raise InputError("is no regular file", file=path, remedy="Name a file that lies on a disk.")
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as handle:
         digest.update(handle.read(ENDS))

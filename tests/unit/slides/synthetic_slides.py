@@ -101,3 +101,16 @@ def write_dicom(folder: Path, levels: list[tuple[np.ndarray, float]], *, tile: i
         paths.append(folder / f"level{number}.dcm")
         data.save_as(paths[-1], enforce_file_format=True)
     return paths
+
+
+def write_mirax(path: Path) -> Path:
+    """A slide of Mirax by its files alone: no pixel of it can be read."""
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True)
+    path.write_bytes(b"\xff\xd8\xff\xe0 the preview")
+    for name in ("Index.dat", "Data0000.dat", "Data0001.dat", "Unnamed.dat"):
+        (folder / name).write_bytes(name.encode() * 20_000)
+    files = "[DATAFILE]\r\nFILE_COUNT = 2\r\nFILE_0 = Data0000.dat\r\nFILE_1 = Data0001.dat\r\n"
+    text = f"\ufeff[GENERAL]\r\nSLIDE_VERSION = 01.02\r\n[HIERARCHICAL]\r\nHIER_COUNT = 1\r\nINDEXFILE = Index.dat\r\n{files}"
+    (folder / "Slidedat.ini").write_bytes(text.encode())
+    return path

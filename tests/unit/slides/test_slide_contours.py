@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import time
 
+import numpy as np
 import pytest
 from shapely.geometry import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
 from pipeline.errors import InputError
-from pipeline.slides.contours import polygonal, read_contours, write_contours
+from pipeline.slides.contours import HEAD, drawn_by_hand, polygonal, read_contours, shape_digest, write_contours
+from pipeline.slides.provenance import SpoiltError
 
 SQUARE = [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]
 
@@ -30,7 +34,8 @@ def test_contours_survive_a_round_trip_and_suit_qupath(tmp_path):
         assert all(ring[0] == ring[-1] for ring in written["geometry"]["coordinates"])
     assert len(content["features"][0]["geometry"]["coordinates"]) == 2
     read, properties = read_contours(tmp_path / "s.geojson")
-    assert properties == {"settings": "x", "mpp": 0.5}
+    assert {key: properties[key] for key in ("slide_id", "settings", "mpp")} == {"slide_id": "s", "settings": "x", "mpp": 0.5}
+    assert shape_digest(read) == shape_digest(polygons) != shape_digest(polygons[:1])
     assert all(a.equals(b) for a, b in zip(read, polygons, strict=True))
 
 
@@ -78,3 +83,61 @@ def test_only_what_has_an_area_is_polygonal():
     )
     assert [p.area for p in polygonal(mixed)] == [1, 1, 1]
     assert polygonal(Polygon()) == []
+
+
+PROPERTIES = {"settings": "0123", "slide_fingerprint": "4567", "mpp": 0.5, "tissue_source": "found", "flags": ""}
+
+
+def test_contours_that_are_not_as_we_wrote_them_are_refused(tmp_path):
+    path = tmp_path / "s.geojson"
+    write_contours(path, [box(0, 0, 100, 80)], PROPERTIES)
+    content = json.loads(path.read_text())
+    ring = content["features"][0]["geometry"]["coordinates"][0]
+    content["features"][0]["geometry"]["coordinates"][0] = [[x / 2, y / 2] for x, y in ring]
+    path.write_text(json.dumps(content))
+    with pytest.raises(SpoiltError) as error:
+        read_contours(path)
+    assert str(error.value) == (
+        f"{path}: is damaged, or was edited with its properties kept. Delete it and run again with `--forcerun tissue`. "
+        "To keep what you edited, delete the `properties` of the collection."
+    )
+    del content["properties"]
+    path.write_text(json.dumps(content))
+    assert read_contours(path)[0][0].area == 50 * 40
+    assert read_contours(path)[1] == {}
+    write_contours(path, [box(0, 0, 100, 80)], PROPERTIES)
+    path.rename(tmp_path / "t.geojson")
+    with pytest.raises(SpoiltError, match=r"t\.geojson: holds the contours of another slide; found 's', expected t\."):
+        read_contours(tmp_path / "t.geojson", slide_id="t")
+
+
+def test_no_bit_of_contours_flips_without_a_word(tmp_path):
+    path, rng = tmp_path / "s.geojson", np.random.default_rng(8)
+    write_contours(path, [box(0, 0, 100, 80).difference(box(10, 10, 20, 20)), box(200, 0, 260, 60)], PROPERTIES)
+    whole, expected = path.read_bytes(), read_contours(path)
+    for bit in rng.choice(8 * len(whole), 300, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert not drawn_by_hand(tmp_path)
+        try:
+            assert read_contours(path, slide_id="s") == expected  # a blank that became another one, say
+        except SpoiltError:
+            continue
+
+
+def test_what_was_drawn_by_hand_is_told_by_its_head_and_digested_by_its_content(tmp_path):
+    for number in range(300):
+        write_contours(tmp_path / f"s{number}.geojson", [box(0, 0, 100, 80)], PROPERTIES)
+    start = time.process_time()
+    assert drawn_by_hand(tmp_path) == {}
+    assert time.process_time() - start < 0.3
+    text = json.dumps([feature(SQUARE)] * 100)
+    assert len(text) > HEAD
+    (tmp_path / "drawn.geojson").write_text(text)
+    (tmp_path / ".s1.geojson.17-ab.tmp.geojson").write_text("{")  # being written
+    (tmp_path / "s1.png").touch()
+    assert drawn_by_hand(tmp_path) == {"drawn": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    (tmp_path / "drawn.geojson").write_text(text.replace("100", "101"))
+    assert drawn_by_hand(tmp_path) == {"drawn": hashlib.sha256(text.replace("100", "101").encode()).hexdigest()[:16]}
+    assert drawn_by_hand(tmp_path / "absent") == {}

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -14,16 +17,19 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_slides import break_tiles, picture, write_svs
+from synthetic_slides import break_tiles, picture, write_dicom, write_mirax, write_svs
 
+from pipeline.cohort.loader import BagStore
 from pipeline.errors import InputError
 from pipeline.files import md5
-from pipeline.slides.contours import write_contours
+from pipeline.slides import features as features_file
+from pipeline.slides.contours import drawn_by_hand
 from pipeline.slides.encoders import stain_texture
 from pipeline.slides.encoders.network import EncoderSettings
 from pipeline.slides.features import Progress, read_coords, read_features, write_progress
-from pipeline.slides.listing import chunk_of
+from pipeline.slides.listing import chunk_of, list_slides, write_slides
 from pipeline.slides.masks import MaskSettings
+from pipeline.slides.md5sums import Md5Sums
 from pipeline.slides.patches import PatchSettings
 from pipeline.slides.reading import PatchSource
 from pipeline.slides.stages import features as features_stage
@@ -66,6 +72,15 @@ class Stage:
         publish_features(self.features / "chunk0.tsv", self.features / "chunk0")
         manifests = ([folder / "chunk0.tsv"] for folder in (self.tissue, self.patches))
         return gather_manifests(self.slides, *manifests, [self.features / "chunk0"], self.root / f"manifest-{ENCODER}.tsv")
+
+    def listed(self) -> str:
+        """``slides.tsv``, as it is now."""
+        write_slides(self.slides, self.root / "slides.tsv", self.root)
+        return (self.root / "slides.tsv").read_text()
+
+    def contents(self) -> dict[str, bytes]:
+        files = (path for stage in (self.tissue, self.patches, self.features) for path in stage.iterdir())
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in files if path.is_file()}
 
     def written(self) -> dict[str, int]:
         return {
@@ -323,7 +338,7 @@ def test_a_slide_replaced_after_its_patches_were_laid_is_refused(done):
     write_svs(Path(done.slides["path"][0]), picture(hole=False))
     encoded = done.encode()
     assert "a.svs: the slide was replaced since its patches were laid; found" in encoded.loc["a", "reason"]
-    assert "--forcerun list_slides" in encoded.loc["a", "remedy"]
+    assert encoded.loc["a", "remedy"] == "Run again: its tissue and patches are then found anew."
     assert encoded.loc["b", "status"] == "ok"
 
 
@@ -378,8 +393,222 @@ def test_contours_drawn_by_hand_are_used_and_kept(done):
     assert patches.loc["a", "patches"] == encoded.loc["a", "patches"] == "4"
 
 
+def test_an_edited_drawing_is_used_anew_and_without_it_the_tissue_is_found_again(done):
+    before, path = done.contents(), done.tissue / "a.geojson"
+    draw(path, 512, 1024)
+    assert list(drawn_by_hand(done.tissue)) == ["a"]
+    first = drawn_by_hand(done.tissue)
+    tissue, patches, encoded = done.run()
+    assert (tissue.loc["a", "tissue_source"], patches.loc["a", "patches"], encoded.loc["a", "patches"]) == ("drawn", "4", "4")
+    drawn = done.contents()
+    draw(path, 512, 1280)
+    assert drawn_by_hand(done.tissue).keys() == first.keys()
+    assert drawn_by_hand(done.tissue) != first
+    assert [table.loc["a", "patches"] for table in done.run()[1:]] == ["9", "9"]
+    assert {name for name, content in done.contents().items() if content != drawn[name]} == {
+        *("tissue/a.geojson", "tissue/a.png", "patches/a.h5", "patches/a.png", "stain_texture/a.h5"),
+        *("tissue/chunk0.tsv", "patches/chunk0.tsv", "stain_texture/chunk0.tsv"),
+    }
+    path.unlink()
+    done.run()
+    assert done.contents() == before
+
+
+def draw(path: Path, start: int, end: int, *annotations: dict) -> None:
+    """A square drawn by hand, as QuPath exports it."""
+    ring = [[start, start], [end, start], [end, end], [start, end], [start, start]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"objectType": "annotation"}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature, *annotations]}))
+
+
+def test_what_is_to_be_ignored_in_a_drawing_is_neither_measured_nor_laid(done):
+    ring = [[512, 512], [768, 512], [768, 768], [512, 768], [512, 512]]
+    ignored = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"classification": "Ignore*"}}
+    draw(done.tissue / "a.geojson", 512, 1024, ignored)
+    tissue, patches, _ = done.run()
+    assert float(tissue.loc["a", "tissue_mm2"]) == pytest.approx((512**2 - 256**2) * (0.5 / 1000) ** 2)
+    assert patches.loc["a", "patches"] == "3"
+
+
+def scale_contours(path: Path) -> None:
+    content = json.loads(path.read_text())
+    for feature in content["features"]:
+        geometry = feature["geometry"]
+        geometry["coordinates"] = [[[x / 2, y / 2] for x, y in ring] for ring in geometry["coordinates"]]
+    path.write_text(json.dumps(content))
+
+
+def shift_coords(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["coords"][...] += 64
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def take_that_of_b(path: Path) -> None:
+    shutil.copy(path.with_name(path.name.replace("a", "b", 1)), path)
+
+
+@contextmanager
+def said_in(path: Path) -> Iterator[None]:
+    """Warnings go to a file: slides are worked on in a process of their own."""
+    handler = logging.FileHandler(path)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+SPOILT = {"tissue/a.geojson": scale_contours, "patches/a.h5": shift_coords, f"{ENCODER}/a.h5": flip_a_bit}
+
+
+@pytest.mark.parametrize("spoils", [SPOILT, dict.fromkeys(SPOILT, take_that_of_b)], ids=["damaged", "another slide's"])
+def test_what_does_not_belong_together_is_made_again_and_said(done, spoils):
+    before = done.contents()
+    for name, spoil in spoils.items():
+        spoil(done.root / name)
+    with said_in(done.root.parent / "log"):
+        done.run()
+    assert done.contents() == before
+    said = [line for line in (done.root.parent / "log").read_text().splitlines() if "made again" in line]
+    assert len(said) == len(spoils)
+    assert all(any(str(done.root / name) in line for line in said) for name in spoils)
+
+
+def test_a_stage_that_cannot_make_a_spoilt_file_again_fails_its_slide_and_says_what_can(done):
+    flip_a_bit(done.patches / "a.h5")
+    encoded = done.encode()
+    assert encoded["status"].to_dict() == {"a": "failed", "b": "ok"}
+    assert encoded.loc["a", "reason"] == f"{done.patches / 'a.h5'}: is damaged: its content does not fit its checksum."
+    assert encoded.loc["a", "remedy"] == "Delete the file and run its stage again (`--forcerun patches` or `features`)."
+    scale_contours(done.tissue / "a.geojson")
+    laid = done.lay()
+    assert laid["status"].to_dict() == {"a": "failed", "b": "ok"}
+    assert laid.loc["a", "reason"] == f"{done.tissue / 'a.geojson'}: is damaged, or was edited with its properties kept."
+    assert "--forcerun tissue" in laid.loc["a", "remedy"]
+
+
+def test_training_refuses_spoilt_features(done):
+    flip_a_bit(done.features / "a.h5")
+    with pytest.raises(InputError, match=r"a\.h5: is damaged: its content does not fit its checksum\. Delete the file and run its stage"):
+        BagStore.open({"p": [done.features / "a.h5"]})
+    take_that_of_b(done.features / "a.h5")
+    with pytest.raises(InputError, match=r"a\.h5: holds another slide; found 'b', expected a\."):
+        BagStore.open({"p": [done.features / "a.h5"]})
+
+
+def test_finished_features_are_read_once_per_job(done, monkeypatch):
+    proven = done.root.parent / "proven"
+    is_as_sealed = features_file.is_as_sealed
+
+    def count(path: Path) -> bool | None:
+        with proven.open("a") as log:
+            log.write(f"{Path(path).relative_to(done.root)}\n")
+        return is_as_sealed(path)
+
+    monkeypatch.setattr(features_file, "is_as_sealed", count)
+    (done.features / "a.h5").unlink()  # while it is encoded, b is looked at ahead of its turn
+    done.encode()
+    assert sorted(proven.read_text().splitlines()) == ["patches/a.h5", "patches/b.h5", f"{ENCODER}/b.h5"]
+
+
+def test_moved_slides_and_results_are_not_made_again(done, tmp_path):
+    before = done.contents()
+    scans = Path(done.slides["path"][0]).parent
+    done.root.rename(tmp_path / "moved")
+    scans.rename(tmp_path / "scans elsewhere")
+    moved = Stage(tmp_path / "moved", done.slides.assign(path=[str(tmp_path / "scans elsewhere" / f"{s}.svs") for s in "ab"]))
+    for slide in moved.slides["path"]:
+        os.utime(slide, (1, 1))
+    kept = moved.written()
+    moved.run()
+    assert moved.written() == kept
+    assert moved.contents() == before
+    assert not [name for name, content in before.items() if str(tmp_path).encode() in content]
+
+
+@pytest.fixture
+def dicom(tmp_path, square_picture):
+    """The stages of one slide that is a series of two files, of whose second only the overview is read."""
+    image = np.ascontiguousarray(square_picture[256:1536, 256:1792])
+    half = cv2.resize(image, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    (tmp_path / "scans/P1").mkdir(parents=True)
+    write_dicom(tmp_path / "scans/P1", [(image, 0.0005), (half, 0.002)])
+    return Stage(tmp_path / "out", list_slides(tmp_path / "scans", "**/*.dcm"))
+
+
+def test_pixels_replaced_in_another_file_of_a_slide_are_noticed(dicom):
+    *_, encoded = dicom.run()
+    assert encoded["status"].to_dict() == {"P1": "ok"}
+    before, side = dicom.contents(), Path(dicom.slides["path"][0]).with_name("level1.dcm")
+    listed = dicom.listed()
+    dicom.run()
+    assert dicom.contents() == before
+    content = bytearray(side.read_bytes())
+    content[-200] ^= 1
+    side.write_bytes(content)
+    assert dicom.listed() != listed
+    dicom.run()
+    changed = {name for name, content in dicom.contents().items() if content != before[name]}
+    assert {"tissue/P1.geojson", "patches/P1.h5", f"{ENCODER}/P1.h5"} <= changed
+
+
+def test_a_mirax_that_was_copied_by_half_is_another_slide_once_it_is_whole(tmp_path):
+    path = write_mirax(tmp_path / "scans/m.mrxs")
+    whole = path.with_suffix("").rename(tmp_path / "the rest")
+    stage = Stage(tmp_path / "out", list_slides(path.parent, "*.mrxs"))
+    assert stage.find()["status"].tolist() == ["failed"]
+    listed = stage.listed()
+    whole.rename(path.with_suffix(""))
+    assert stage.listed() != listed  # so that Snakemake tries it again
+
+
+def test_md5sums_find_damage_in_any_file_of_a_slide(dicom, tmp_path):
+    first = Path(dicom.slides["path"][0])
+    side, sums = first.with_name("level1.dcm"), tmp_path / "sums.md5"
+    sums.write_text(f"{md5(first)}  P1/level0.dcm\n{md5(side)} *P1/level1.dcm\n")
+    scans = tmp_path / "scans"
+    assert dicom.find(md5sums=Md5Sums(sums, scans))["status"].tolist() == ["ok"]
+    expected, content = md5(side), bytearray(side.read_bytes())
+    content[len(content) // 2] ^= 1
+    side.write_bytes(content)
+    found = dicom.find(md5sums=Md5Sums(sums, scans))
+    assert found.loc["P1", "reason"] == f"{side}: the file is damaged or another one; found '{md5(side)}', expected {expected}."
+    assert found.loc["P1", "remedy"] == "Copy the slide again from its source, or correct `slides.md5sums`."
+
+
+def test_a_set_that_is_not_listed_whole_is_said_once(dicom, tmp_path):
+    first, sums = Path(dicom.slides["path"][0]), tmp_path / "scans/sums.md5"
+    sums.write_text(f"{md5(first)}  {first}\n")
+    with said_in(tmp_path / "log"):
+        assert dicom.find(md5sums=Md5Sums(sums, tmp_path / "elsewhere"))["status"].tolist() == ["ok"]
+        dicom.find(md5sums=Md5Sums(sums, tmp_path / "elsewhere"))
+    said = "slide P1: `slides.md5sums` does not list 1 of its 2 files (level1.dcm): nothing tells its damage"
+    assert (tmp_path / "log").read_text().count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MD5 (a.svs) = 0\n", r"row 1: is no list of checksums; found 'MD5 \(a\.svs\) = 0', expected a line of md5sum"),
+        (f"{'0' * 32}  a\n\n{'1' * 32}  ./a\n", "row 3: states two checksums of one file; found './a', expected 0{32}"),
+    ],
+)
+def test_a_list_that_is_none_is_named(tmp_path, text, message):
+    (tmp_path / "sums.md5").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Md5Sums(tmp_path / "sums.md5", tmp_path)
+
+
 def test_a_slide_drawn_empty_by_hand_fails(stage):
-    write_contours(stage.tissue / "a.geojson", [], {})
+    stage.tissue.mkdir(parents=True)
+    (stage.tissue / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     assert stage.find()["status"].tolist() == ["failed", "ok"]
 
 

@@ -17,8 +17,8 @@ import pandas as pd
 from pipeline.errors import InputError
 from pipeline.slides.encoders.network import Encoder, EncoderSettings, load_encoder
 from pipeline.slides.encoders.table import EncoderSpec, encoder_spec
-from pipeline.slides.features import PatchFile, Progress, is_valid, read_coords, read_progress, write_features, write_progress
-from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.features import PatchFile, Progress, read_coords, read_made, read_progress, write_features, write_progress
+from pipeline.slides.provenance import settings_digest, slide_fingerprint
 from pipeline.slides.reading import PatchSource, Reading
 from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
 from pipeline.slides.stages.supervision import StopChunkError, alive, is_retry
@@ -94,9 +94,10 @@ class _Place:
     def unreadable(self) -> Path:
         return self.features.with_name(f"{self.slide_id}.unreadable.tsv")
 
-    @property
-    def is_done(self) -> bool:
-        return is_valid(self.features, **self.origin)
+    @cached_property
+    def made(self) -> PatchFile | None:
+        """The finished features, proven once; None where they are to be made."""
+        return read_made(self.features, **self.origin)
 
 
 class _Stage:
@@ -107,6 +108,7 @@ class _Stage:
     ) -> None:
         self._patches, self._folder, self._spec, self._running, self._reading = patches, folder, spec, running, reading
         self._following = dict(zip(slides["slide_id"], slides[1:].to_dict("records"), strict=False))
+        self._placed: dict[str, _Place] = {}  # looked at before their turn
         self._ahead: dict[str, tuple[Progress, Reading]] = {}
 
     @cached_property
@@ -122,10 +124,8 @@ class _Stage:
 
     def process(self, row: dict) -> dict[str, object]:
         """The row of the manifest of one slide."""
-        place = self._place(row)
-        if not place.is_done:
-            self._make(place)
-        done = read_coords(place.features)
+        place = self._placed.pop(row["slide_id"], None) or self._place(row)
+        done = place.made or self._make(place)
         unreadable = int(done.attributes["unreadable"])
         self._check_share(place, unreadable)
         return {"patches": len(done.coords), "unreadable": unreadable, "width": self._spec.width, "reader": done.attributes["reader"]}
@@ -134,16 +134,16 @@ class _Stage:
         slide_id, slide = row["slide_id"], Path(row["path"])
         patches = read_coords(self._patches / f"{slide_id}.h5")
         method = [self._reading.method] if self._reading.method == "scaled" else []  # the others give the same pixels
-        settings = settings_digest(self._spec.digest(), patches.attributes["settings"], *method)
-        found, expected = fingerprint(slide), str(patches.attributes["slide_fingerprint"])
+        settings = settings_digest(self._spec.digest(), patches.attributes["settings"], patches.coords_digest, *method)
+        found, expected = slide_fingerprint(slide), str(patches.attributes["slide_fingerprint"])
         if found != expected:
             problem = "the slide was replaced since its patches were laid"
-            remedy = "Run again with `--forcerun list_slides`, so that its tissue and patches are found anew."
+            remedy = "Run again: its tissue and patches are then found anew."
             raise InputError(problem, file=slide, found=found, expected=f"fingerprint {expected}", remedy=remedy)
         return _Place(slide_id, slide, patches, self._folder / f"{slide_id}.h5", {"settings": settings, "slide_fingerprint": found})
 
-    def _make(self, place: _Place) -> None:
-        """Encode what is not yet encoded of a slide, and write its features."""
+    def _make(self, place: _Place) -> PatchFile:
+        """Encode what is not yet encoded of a slide, write its features, and return what else is in their file."""
         progress, reading = self._ahead.pop(place.slide_id, None) or self._begin(place)
         with reading:
             self._encode(place, progress, reading)
@@ -153,8 +153,10 @@ class _Stage:
         self._check_share(place, len(progress.faults))
         facts = {"encoder": self._spec.name, "unreadable": len(progress.faults), "reader": reader, **self._encoder.describe()}
         attributes = {**place.patches.attributes, **facts, **place.origin}
-        write_features(place.features, np.concatenate(progress.features), place.patches.coords[readable], attributes)
+        done = PatchFile(place.patches.coords[readable], None, attributes)
+        write_features(place.features, np.concatenate(progress.features), done.coords, attributes)
         place.progress.unlink(missing_ok=True)
+        return done
 
     def _begin(self, place: _Place) -> tuple[Progress, Reading]:
         """Start to read a slide where it was left."""
@@ -206,13 +208,14 @@ class _Stage:
     def _read_ahead(self, slide_id: str) -> None:
         """Begin to read the slide after this one, if it needs it and is not under way; its errors are told when its turn comes."""
         row = self._following.get(slide_id)
-        if row is None or row["slide_id"] in self._ahead or is_retry():
+        if row is None or row["slide_id"] in self._placed or is_retry():
             return
         try:
             place = self._place(row)
         except (InputError, OSError):
             return
-        if not place.is_done:
+        self._placed[place.slide_id] = place
+        if not place.made:
             self._ahead[place.slide_id] = self._begin(place)
 
     def _list_unreadable(self, place: _Place, readable: np.ndarray, faults: list[str]) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.errors import InputError
-from pipeline.files import sha256
-from pipeline.slides.contours import read_contours
-from pipeline.slides.features import is_valid, read_coords, write_coords
+from pipeline.slides.contours import read_contours, shape_digest
+from pipeline.slides.features import read_made, write_coords
+from pipeline.slides.masks import MaskSettings
 from pipeline.slides.opening import Slide
 from pipeline.slides.overview import overview
 from pipeline.slides.patches import PatchSettings, lay_patches
 from pipeline.slides.preview import draw_preview
-from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.provenance import settings_digest, slide_fingerprint
 from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
 
 COLUMNS = ["patches"]
@@ -29,11 +30,12 @@ def patches_chunk(
     manifest: Path | str,
     settings: PatchSettings | None = None,
     *,
+    ignore: Sequence[str] = MaskSettings.ignore,
     patience: float = PATIENCE,
 ) -> None:
     """Coordinates of the patches of every slide that passed `tissue_manifest` and a preview of them into `folder`, and the manifest.
 
-    The contours are read from the folder of `tissue_manifest`.
+    The contours are read from the folder of `tissue_manifest`; of those drawn by hand, annotations of the classes `ignore` are cut out.
     """
     settings, folder = settings or PatchSettings(), Path(folder)
     tissue = read_passed(tissue_manifest, ["mpp", "width", "height"])
@@ -42,11 +44,14 @@ def patches_chunk(
         slide_id = row["slide_id"]
         mpp, width, height = (float(tissue.at[slide_id, key]) for key in ("mpp", "width", "height"))
         contours, path = Path(tissue_manifest).parent / f"{slide_id}.geojson", folder / f"{slide_id}.h5"
-        origin = {"settings": settings_digest(asdict(settings), mpp, sha256(contours)), "slide_fingerprint": fingerprint(row["path"])}
+        polygons, _ = read_contours(contours, ignore, slide_id)
+        parts = asdict(settings), mpp, shape_digest(polygons)
+        origin = {"settings": settings_digest(*parts), "slide_fingerprint": slide_fingerprint(row["path"])}
         picture = path.with_suffix(".png")
-        if is_valid(path, **origin) and picture.is_file():
-            return {"patches": len(read_coords(path).coords)}
-        coords, side = lay_patches(read_contours(contours)[0], (int(width), int(height)), mpp, settings, slide_id)
+        made = read_made(path, **origin)
+        if made and picture.is_file():
+            return {"patches": len(made.coords)}
+        coords, side = lay_patches(polygons, (int(width), int(height)), mpp, settings, slide_id)
         if not len(coords):
             raise InputError(
                 "no patch lies on enough tissue",

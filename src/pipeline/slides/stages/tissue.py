@@ -11,12 +11,13 @@ import pandas as pd
 from shapely.geometry import Polygon
 
 from pipeline.errors import InputError
-from pipeline.files import md5, sha256
+from pipeline.files import sha256
 from pipeline.slides.contours import read_contours, write_contours
 from pipeline.slides.masks import MaskSettings, mask_file, outside_tissue, within
+from pipeline.slides.md5sums import Md5Sums, check_md5
 from pipeline.slides.opening import Slide
 from pipeline.slides.overlay import draw_overlay
-from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.provenance import SpoiltError, settings_digest, slide_fingerprint
 from pipeline.slides.quality import FIGURES, QualitySettings, measure
 from pipeline.slides.resolution import resolve
 from pipeline.slides.stages.manifests import PATIENCE, TISSUE, run_slides
@@ -34,6 +35,7 @@ def tissue_chunk(
     *,
     quality: QualitySettings | None = None,
     masks: MaskSettings | None = None,
+    md5sums: Md5Sums | None = None,
     default_mpp: float | None = None,
     check: bool = True,
     patience: float = PATIENCE,
@@ -41,24 +43,26 @@ def tissue_chunk(
     """Contours (GeoJSON) and overlay (PNG) of every row of `slides` (slide_id, path, mpp) into `folder`, and the manifest.
 
     Tissue from outside (`masks`) goes before ours; before both goes a GeoJSON file in `folder` without our properties: it was drawn by hand
-    (exported from QuPath, say), is used and never overwritten. `default_mpp` serves slides whose resolution neither `slides` nor the file
-    tells. With `check`, a TIFF with a damaged directory is refused, whatever of it can be opened.
+    (exported from QuPath, say), is used and never overwritten. A file of ours that is damaged or was edited is made again. A slide that
+    differs from the MD5 of its row, or one of whose files differs from `md5sums`, fails. `default_mpp` serves slides whose resolution
+    neither `slides` nor the file tells. With `check`, a TIFF with a damaged directory is refused, whatever of it can be opened.
     """
     settings, quality, masks = settings or TissueSettings(), quality or QualitySettings(), masks or MaskSettings()
 
     def process(row: dict) -> dict[str, object]:
         slide_id, contours = row["slide_id"], Path(folder) / f"{row['slide_id']}.geojson"
-        drawn, known = _existing(contours, masks.ignore)
+        drawn, known = _existing(contours, masks.ignore, slide_id)
         outside = None if drawn is not None else mask_file(slide_id, masks)
-        with Slide(row["path"]) as slide:
+        sums = md5sums and md5sums.of(row["path"])
+        with _open(row, sums) as slide:
             resolution = resolve(slide.properties, slide_id, row.get("mpp"), default_mpp)
             mask = outside and [sha256(outside), masks.values, masks.ignore]
-            parts = (FIGURES, asdict(settings), asdict(quality), resolution.mpp, mask, row.get("md5"))
-            origin = {"settings": settings_digest(*parts), "slide_fingerprint": fingerprint(row["path"])}
+            parts = (FIGURES, asdict(settings), asdict(quality), resolution.mpp, mask, row.get("md5"), sums and list(sums.values()))
+            origin = {"settings": settings_digest(*parts), "slide_fingerprint": slide_fingerprint(row["path"])}
             picture = contours.with_suffix(".png")
             if all(known.get(key) == value for key, value in origin.items()) and picture.is_file():
                 return _checked(slide_id, known, settings, picture)
-            _check_sum(row)
+            check_md5(row, sums)
             if check:
                 check_directory(slide)
             given = None if drawn is None else within(drawn, slide.dimensions, contours, slide_id)
@@ -79,22 +83,26 @@ def tissue_chunk(
     run_slides("tissue", slides, process, TISSUE, manifest, patience)
 
 
-def _check_sum(row: dict) -> None:
-    """Raises `InputError` when the slide's table states another MD5 than its file has."""
-    expected = row.get("md5")
-    if isinstance(expected, str) and (found := md5(row["path"])) != expected:
-        remedy = "Copy the slide again from its source, or correct the md5 of the slide table."
-        raise InputError(
-            "the file is damaged or another one", file=row["path"], column="md5", found=found, expected=expected, remedy=remedy
-        )
+def _open(row: dict, sums: Mapping[Path, str | None] | None) -> Slide:
+    """The slide; where it cannot be opened and its checksum tells that it is damaged, that is the reason."""
+    try:
+        return Slide(row["path"])
+    except InputError:
+        if Path(row["path"]).is_file():
+            check_md5(row, sums)
+        raise
 
 
-def _existing(contours: Path, ignore: Sequence[str]) -> tuple[list[Polygon] | None, Mapping[str, object]]:
-    """Contours that were drawn by hand (else None), and the properties of ours."""
+def _existing(contours: Path, ignore: Sequence[str], slide_id: str) -> tuple[list[Polygon] | None, Mapping[str, object]]:
+    """Contours that were drawn by hand (else None), and the properties of ours; neither where ours are to be made again."""
     if not contours.is_file():
         return None, {}
-    polygons, properties = read_contours(contours, ignore)
-    if "settings" in properties:
+    try:
+        polygons, properties = read_contours(contours, ignore, slide_id)
+    except SpoiltError as error:
+        log.warning("%s It is made again.", error.reason)
+        return None, {}
+    if properties:
         return None, properties
     log.info("%s was drawn by hand and is kept", contours)
     return polygons, {}
