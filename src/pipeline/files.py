@@ -4,29 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.jobs.run import hold
+
+KINDS = (  # of what is no regular file
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def require_file(path: str | Path, what: str = "file", *, expected: str | None = None, remedy: str = "") -> Path:
+    """`path`, which is a regular file; `what` it should be stands in the message where there is none.
+
+    Raises `InputError` for anything else, before opening it could wait for ever or never come to an end.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        absent = "; it is a link to what is not there" if path.is_symlink() else ""
+        raise InputError(f"no such {what}{absent}", file=path, expected=expected, remedy=remedy) from None
+    found = next((name for is_kind, name in KINDS if is_kind(mode)), "no regular file")
+    remedy = remedy or "Name a file that lies on a disk."
+    raise InputError("is no regular file", file=path, found=found, expected=expected or f"a {what}", remedy=remedy)
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is flushed to disk and renamed to `path`, on failure removed.
 
-    The temporary name keeps the suffix (writers choose a format by it) and is unique, so that an orphaned job and its
-    successor never write into each other's file.
+    The file gets the permissions that the umask leaves, whatever its writer gives it. The temporary name keeps the suffix (writers
+    choose a format by it) and is unique, so that an orphaned job and its successor never write into each other's file. Raises
+    `SupersededError`, and leaves `path` as it is, where another run has superseded the one that this job belongs to.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
+        mode = _created(temporary)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors writes files that nobody else may read
+            temporary.chmod(mode)
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
+        hold()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _created(path: Path) -> int:
+    """The permissions that a new file gets there, by the umask and the folder; made in passing, since asking for the umask sets it."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

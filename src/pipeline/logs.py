@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.jobs.run import SupersededError, follow
 from pipeline.stopping import end_on_sigterm
 
 LINE, CLOCK = "%(asctime)s %(levelname)s {}%(message)s", "%H:%M:%S"
@@ -16,15 +17,19 @@ LINE, CLOCK = "%(asctime)s %(levelname)s {}%(message)s", "%H:%M:%S"
 
 @contextmanager
 def logged(path: str | Path) -> Iterator[None]:
-    """Send log records to `path` and to stderr; an `InputError` is logged and ends the process with status 1, SIGTERM with 143."""
+    """Send log records to `path` and to stderr; an `InputError` is logged and ends the process with status 1, SIGTERM with 143.
+
+    The end of the run that the job belongs to is such a SIGTERM (`jobs.run`).
+    """
     end_on_sigterm()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handlers = [logging.FileHandler(path, mode="w", encoding="utf-8"), logging.StreamHandler(sys.stderr)]
     logging.basicConfig(level=logging.INFO, format=LINE.format(""), datefmt=CLOCK, handlers=handlers, force=True)
     logging.captureWarnings(True)
+    follow()
     try:
         yield
-    except InputError as error:
+    except (InputError, SupersededError) as error:
         logging.getLogger("pipeline").error("%s", error)
         sys.exit(1)
     except Exception:

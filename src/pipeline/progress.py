@@ -1,8 +1,9 @@
-"""How far a run is, in a line that a person can read: done of all jobs a stage, failures, time left."""
+"""How far a run is, in a line that a person can read: done of all jobs a stage, what runs and waits, failures, time left."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pipeline.amounts import duration
 
 EVERY = 60.0  # seconds between two lines, and one whenever a stage is done
+LOOK = 1.0  # seconds between two looks at the clock
 
 
 class Progress(logging.Handler):
@@ -26,16 +28,20 @@ class Progress(logging.Handler):
         self._seconds: Counter[str] = Counter()  # of the done jobs whose start was told (jobs of a group are not)
         self._timed: Counter[str] = Counter()
         self._failed: dict[int, str] = {}
+        self._again: Counter[str] = Counter()
         self._begin = self._last = clock()
+        self._closed = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         event = str(getattr(record, "event", "") or "")
         if event == "job_started":
             for job in record.jobs:
                 self._started[job] = self._clock()
-                self._failed.pop(job, None)  # it is tried again
+                if stage := self._failed.pop(job, None):
+                    self._again[stage] += 1
         elif event == "job_error":
             self._failed[record.jobid] = self._stages.get(record.jobid, record.rule_name)
+            self._started.pop(record.jobid, None)
         elif event == "job_finished" and record.job_id in self._stages:
             self._finish(record.job_id)
 
@@ -44,18 +50,40 @@ class Progress(logging.Handler):
         self._done[stage] += 1
         self._failed.pop(job, None)
         if job in self._started:
-            self._seconds[stage] += now - self._started[job]
+            self._seconds[stage] += now - self._started.pop(job)
             self._timed[stage] += 1
         if self._done[stage] == self._total[stage] > 1 or now - self._last >= EVERY:
             self._last = now
             self._say(self.line())
 
-    def line(self) -> str:
-        """``12 of 61 jobs: tissue 4/4, train_fold 8/45; failed: train_fold 1; 3.0 min, about 12.0 min left``; only stages that began."""
+    def keep_saying(self, doing: Callable[[], str] = lambda: "") -> None:
+        """From now on say every minute how far the run is, also while nothing ends, with what `doing` knows of the jobs that have begun."""
+        threading.Thread(target=self._keep_saying, args=(doing,), daemon=True).start()
+
+    def _keep_saying(self, doing: Callable[[], str]) -> None:
+        while not self._closed.wait(LOOK):
+            if self._clock() - self._last >= EVERY:
+                now = doing()
+                with self.lock:
+                    self._last = self._clock()
+                    line = self.line(now)
+                self._say(line)
+
+    def close(self) -> None:
+        """Say nothing more."""
+        self._closed.set()
+        super().close()
+
+    def line(self, doing: str = "") -> str:
+        """``12 of 61 jobs: tissue 4/4, train_fold 8/45; failed: train_fold 1; 3.0 min, about 12.0 min left``; only stages that began.
+
+        doing: what the jobs do that have begun and are not done; else their number is said, where there are any.
+        """
         begun = [f"{stage} {self._done[stage]}/{total}" for stage, total in self._total.items() if self._done[stage]]
-        failed = [f"{stage} {count}" for stage, count in sorted(Counter(self._failed.values()).items())]
-        parts = [f"{self._done.total()} of {self._total.total()} jobs: {', '.join(begun)}"]
-        parts += [f"failed: {', '.join(failed)}"] if failed else []
+        parts = [": ".join([f"{self._done.total()} of {self._total.total()} jobs", *([", ".join(begun)] if begun else [])])]
+        parts += [doing or f"{len(self._started)} running"] if doing or self._started else []
+        parts += [f"failed: {_counted(Counter(self._failed.values()))}"] if self._failed else []
+        parts += [f"tried again: {_counted(self._again)}"] if self._again else []
         spent = self._clock() - self._begin
         return "; ".join([*parts, f"{duration(spent)}{self._left(spent)}"])
 
@@ -68,3 +96,7 @@ class Progress(logging.Handler):
             unknown |= jobs > 0 and not self._timed[stage]
             left += jobs * self._seconds[stage] / max(1, self._timed[stage])
         return f", {'more than' if unknown else 'about'} {duration(left / max(1.0, busy))} left" if left >= 1 else ""
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{stage} {count}" for stage, count in sorted(counts.items()))

@@ -1,7 +1,9 @@
 """What a run says of itself, from Snakemake's events."""
 
 import logging
+import time
 
+from pipeline import progress
 from pipeline.progress import EVERY, Progress
 
 
@@ -52,7 +54,7 @@ def test_a_failure_counts_until_the_job_is_tried_again():
     run("job_finished", job_id=2)
     assert "; failed: tissue 1; " in run.progress.line()
     run("job_started", jobs=[1])
-    assert "failed" not in run.progress.line()
+    assert run.progress.line() == "1 of 2 jobs: tissue 1/2; 1 running; tried again: tissue 1; 0 s"
 
 
 def test_jobs_of_a_group_have_no_start_and_lines_without_an_event_are_not_meant():
@@ -62,3 +64,20 @@ def test_jobs_of_a_group_have_no_start_and_lines_without_an_event_are_not_meant(
     run("job_finished", job_id=99)  # of a rerun that was not known at the beginning
     run.now = 5.0
     assert run.progress.line() == "1 of 2 jobs: evaluate 1/2; 5 s"
+
+
+def test_a_line_every_minute_also_while_nothing_ends(monkeypatch):
+    monkeypatch.setattr(progress, "LOOK", 0.005)
+    run = Run({1: "tissue", 2: "tissue"})
+    run("job_started", jobs=[1])
+    run.progress.keep_saying(lambda: "1 running, 4 waiting (Priority 4)")
+    time.sleep(0.05)
+    assert run.said == []
+    for minute in (1, 2):
+        run.now = 60.0 * minute
+        until = time.monotonic() + 10
+        while len(run.said) < minute:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+    run.progress.close()
+    assert run.said == [f"0 of 2 jobs; 1 running, 4 waiting (Priority 4); {minute}.0 min" for minute in (1, 2)]

@@ -17,13 +17,17 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(SRC)}; ")  # sh
 from pipeline import study as studies
 from pipeline.config import read_yaml, validate
 from pipeline.contents import Contents, Place, Source, by_content
-from pipeline.driver import claim, end_orphans
+from pipeline.driver import claim
 from pipeline.errors import InputError
 from pipeline.jobs import cores
+from pipeline.jobs.cluster import Cluster
+from pipeline.jobs.ending import Ending, notify
 from pipeline.jobs.finished import fold_settings_digest, parts
 from pipeline.jobs.records import expire, is_recorded
+from pipeline.jobs.run import leave_driver
 from pipeline.progress import Progress
 from pipeline.provenance import code_version
+from pipeline.stopping import end_surely_on_sigterm
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"
@@ -48,26 +52,46 @@ def code_of_model(script):
 
 
 def watch():
-    """Say now and then how far the run is; stages in the order of the rules."""
+    """Say every minute how far the run is, stages in the order of the rules, and at its end what failed; returns what says so."""
     order = {rule.name: place for place, rule in enumerate(workflow.rules)}
     jobs = sorted(workflow.dag.needrun_jobs(), key=lambda job: order[job.rule.name])
-    logger.addHandler(Progress({job.jobid: job.rule.name for job in jobs}, logger.info))
+    cluster = None if workflow.local_exec else Cluster(Path(".snakemake/slurm"), logger.error)
+    for handler in logger.handlers if cluster else []:
+        handler.addFilter(cluster)
+    progress = Progress({job.jobid: job.rule.name for job in jobs}, logger.info)
+    ending = Ending(progress, logger.error, cluster)
+    logger.addHandler(progress)
+    logger.addHandler(ending)
+    progress.keep_saying(*([cluster.doing] if cluster else []))
+    return ending
 
 
 SETTINGS = or_stop(validate, config, "config", "config/config.yaml or --config")
 COMMAND_LINE = or_stop(validate, workflow.config_settings.overwrite_config, "config", "--config", False)
 TORCH_ENV = f"../../envs/torch-{SETTINGS['torch']}.yaml"  # of slides, MRI and training
-if workflow.is_main_process:
+if workflow.remote_exec:
+    leave_driver()
+    end_surely_on_sigterm()
+elif workflow.is_main_process and not workflow.output_settings.dryrun:
     DRIVER = claim(Path(".snakemake"))
+ENDING = []  # what says how the run ended, once it has begun
 
 
 onstart:
     if workflow.is_main_process:
+        or_stop(DRIVER.begin)
         # spare cores are taken where jobs run here, and where nobody bounds memory or GPUs of all jobs together
         here = workflow.local_exec and not {"mem_mb", "gpu"} & set(workflow.global_resources)
         cores.lay_out(workflow.cores if here else 0)
-        or_stop(end_orphans, Path("."))
-        watch()
+        ENDING.append(watch())
+
+
+onsuccess:
+    notify(SETTINGS["notify"], ENDING[0].done(), "done")
+
+
+onerror:
+    notify(SETTINGS["notify"], ENDING[0].failed(shlex.join(["snakemake", *sys.argv[1:]])), "failed")
 
 
 # Content decides what is stale, whatever times and paths say; digests are kept, so that a start reads nothing twice.

@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from pipeline.jobs.cores import Cores
+from pipeline.jobs.run import SupersededError
 from pipeline.stopping import GRACE
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ def _call(work: Callable[[T], None], task: T) -> None:
     die_with_parent()
     try:
         work(task)
+    except SupersededError as error:
+        log.error("%s: %s", task, error)
+        sys.exit(1)
     except Exception:
         log.exception("%s: unexpected error: please report it together with this log", task)
         sys.exit(1)
