@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.jobs.run import SupersededError, follow
+from pipeline.machine import machine_fault
 from pipeline.stopping import end_on_sigterm
 
 LINE, CLOCK = "%(asctime)s %(levelname)s {}%(message)s", "%H:%M:%S"
@@ -17,23 +18,30 @@ LINE, CLOCK = "%(asctime)s %(levelname)s {}%(message)s", "%H:%M:%S"
 
 @contextmanager
 def logged(path: str | Path) -> Iterator[None]:
-    """Send log records to `path` and to stderr; an `InputError` is logged and ends the process with status 1, SIGTERM with 143.
+    """Send log records to `path` and to stderr; bad input or a fault of the machine is logged and ends the process with status 1.
+
+    SIGTERM ends it with 143.
 
     The end of the run that the job belongs to is such a SIGTERM (`jobs.run`).
     """
     end_on_sigterm()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handlers = [logging.FileHandler(path, mode="w", encoding="utf-8"), logging.StreamHandler(sys.stderr)]
-    logging.basicConfig(level=logging.INFO, format=LINE.format(""), datefmt=CLOCK, handlers=handlers, force=True)
+    logging.basicConfig(level=logging.INFO, format=LINE.format(""), datefmt=CLOCK, force=True)
     logging.captureWarnings(True)
-    follow()
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+        handler.setFormatter(logging.getLogger().handlers[0].formatter)
+        logging.getLogger().addHandler(handler)
+        follow()
         yield
     except (InputError, SupersededError) as error:
         logging.getLogger("pipeline").error("%s", error)
         sys.exit(1)
-    except Exception:
-        logging.getLogger("pipeline").exception("unexpected error: please report it together with this log")
+    except Exception as error:
+        if fault := machine_fault(error):
+            logging.getLogger("pipeline").error("%s", fault)
+        else:
+            logging.getLogger("pipeline").exception("unexpected error: please report it together with this log")
         sys.exit(1)
 
 

@@ -30,7 +30,7 @@ class Progress(logging.Handler):
         self._failed: dict[int, str] = {}
         self._again: Counter[str] = Counter()
         self._begin = self._last = clock()
-        self._closed = threading.Event()
+        self._over = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         event = str(getattr(record, "event", "") or "")
@@ -61,7 +61,7 @@ class Progress(logging.Handler):
         threading.Thread(target=self._keep_saying, args=(doing,), daemon=True).start()
 
     def _keep_saying(self, doing: Callable[[], str]) -> None:
-        while not self._closed.wait(LOOK):
+        while not self._over.wait(LOOK):
             if self._clock() - self._last >= EVERY:
                 now = doing()
                 with self.lock:
@@ -71,7 +71,7 @@ class Progress(logging.Handler):
 
     def close(self) -> None:
         """Say nothing more."""
-        self._closed.set()
+        self._over.set()
         super().close()
 
     def line(self, doing: str = "") -> str:

@@ -15,12 +15,14 @@ from typing import TypeVar
 
 from pipeline.jobs.cores import Cores
 from pipeline.jobs.run import SupersededError
+from pipeline.machine import machine_fault
 from pipeline.stopping import GRACE
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LOOK = 0.5  # seconds between two looks for an idle core
+MEANT = {"SIGKILL": "perhaps out of memory", "SIGBUS": "a file that it read was cut, or a disk did not read"}
 
 
 def run_forked(tasks: Sequence[T], work: Callable[[T], None], cores: Cores) -> dict[T, str]:
@@ -64,8 +66,11 @@ def _call(work: Callable[[T], None], task: T) -> None:
     except SupersededError as error:
         log.error("%s: %s", task, error)
         sys.exit(1)
-    except Exception:
-        log.exception("%s: unexpected error: please report it together with this log", task)
+    except Exception as error:
+        if fault := machine_fault(error):
+            log.error("%s: %s", task, fault)
+        else:
+            log.exception("%s: unexpected error: please report it together with this log", task)
         sys.exit(1)
 
 
@@ -91,8 +96,8 @@ def _watch_parent() -> None:
 
 
 def how_it_ended(code: int | None, crash: str = "a crash") -> str:
-    """The end of a process in words, from its exit code as `multiprocessing` gives it; `crash`: what a signal but SIGKILL tells of."""
+    """The end of a process in words, from its exit code as `multiprocessing` gives it; `crash`: what a signal not in `MEANT` tells of."""
     if code is None or code >= 0:
         return f"exit status {code}"
     name = signal.Signals(-code).name
-    return f"{name}: perhaps out of memory" if name == "SIGKILL" else f"{name}: {crash}"
+    return f"{name}: {MEANT.get(name, crash)}"

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from pipeline.machine import MachineError
+
 log = logging.getLogger(__name__)
 
 FILE, JOBS = "driver", "jobs"  # in `.snakemake`: whose run it is; the lock that its jobs on the driver's machine share
@@ -24,8 +26,12 @@ LENGTH = 512  # bytes of the file: written at once and always as long, so that n
 NEAR, FAR = 1.0, 15.0  # seconds between two looks, on the driver's machine and on another one
 
 
-class SupersededError(Exception):
+class SupersededError(MachineError):
     """Another run has taken the place of the one that this process belongs to, which may replace no file any more."""
+
+    def __init__(self, folder: Path, host: str) -> None:
+        super().__init__(f"this job belongs to a run that another one has superseded ({folder}, on {host})", everywhere=True)
+        self.args = (f"{self.problem}: it writes nothing any more. Nothing is to be done: the newer run makes what is needed.",)
 
 
 class Owner(NamedTuple):
@@ -63,8 +69,7 @@ def leave_driver() -> None:
 def hold() -> None:
     """Raise `SupersededError` when another run has taken the place of the one that this process belongs to."""
     if (token := os.environ.get(TOKEN)) and (owner := Owner.read(Path(os.environ[FOLDER]))).token not in ("", token):
-        problem = f"this job belongs to a run that another one has superseded (on {owner.host}, in {Path(os.environ[FOLDER]).parent})"
-        raise SupersededError(f"{problem}: it writes nothing any more. Nothing is to be done: the newer run makes what is needed.")
+        raise SupersededError(Path(os.environ[FOLDER]).parent, owner.host)
 
 
 def follow() -> None:
