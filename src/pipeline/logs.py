@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.jobs.run import SupersededError, follow
+from pipeline.jobs.run import follow
 from pipeline.machine import machine_fault
 from pipeline.stopping import end_on_sigterm
 
@@ -20,9 +20,7 @@ LINE, CLOCK = "%(asctime)s %(levelname)s {}%(message)s", "%H:%M:%S"
 def logged(path: str | Path) -> Iterator[None]:
     """Send log records to `path` and to stderr; bad input or a fault of the machine is logged and ends the process with status 1.
 
-    SIGTERM ends it with 143.
-
-    The end of the run that the job belongs to is such a SIGTERM (`jobs.run`).
+    SIGTERM ends it with 143, and so does the end of the run that the job belongs to (`jobs.run`).
     """
     end_on_sigterm()
     logging.basicConfig(level=logging.INFO, format=LINE.format(""), datefmt=CLOCK, force=True)
@@ -34,7 +32,7 @@ def logged(path: str | Path) -> Iterator[None]:
         logging.getLogger().addHandler(handler)
         follow()
         yield
-    except (InputError, SupersededError) as error:
+    except InputError as error:
         logging.getLogger("pipeline").error("%s", error)
         sys.exit(1)
     except Exception as error:

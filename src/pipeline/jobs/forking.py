@@ -14,7 +14,6 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from pipeline.jobs.cores import Cores
-from pipeline.jobs.run import SupersededError
 from pipeline.machine import machine_fault
 from pipeline.stopping import GRACE
 
@@ -63,9 +62,6 @@ def _call(work: Callable[[T], None], task: T) -> None:
     die_with_parent()
     try:
         work(task)
-    except SupersededError as error:
-        log.error("%s: %s", task, error)
-        sys.exit(1)
     except Exception as error:
         if fault := machine_fault(error):
             log.error("%s: %s", task, fault)
