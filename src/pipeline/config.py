@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,23 @@ from typing import Any
 import yaml
 
 from pipeline.errors import InputError, nearest
+from pipeline.plain_yaml import load_yaml
+from pipeline.texts import NUMBER, read_text
 
 ROOT = Path(os.environ.get("SLIDE2SURV_CONFIG", Path(__file__).resolve().parents[2] / "config"))
-SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader in C: ten times faster where libyaml is there
+MOST_YAML = 2**26  # bytes: the description of a fold with 20,000 genes has one or two million
 SHARED = ("slides", "omics", "splits", "training", "evaluation", "controls", "missing")  # blocks a cohort may override key by key
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping; raises `InputError` with the line where the syntax is wrong."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("no such file", file=path, expected="a YAML file")
+    """A YAML mapping; raises `InputError` with the line where the syntax is wrong, or a key is given twice."""
+    text = read_text(path, expected="a YAML file of UTF-8 text", most=MOST_YAML)
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
+        document = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = {"row": mark.line + 1} if mark else {}
-        tab = mark and "\t" in "".join(path.read_text(encoding="utf-8").splitlines()[mark.line : mark.line + 1])  # none where the file ends
+        tab = mark and "\t" in "".join(text.splitlines()[mark.line : mark.line + 1])  # none where the file ends
         remedy = "YAML allows no tabs: indent by spaces." if tab else ""
         raise InputError(f"not valid YAML ({getattr(error, 'problem', error)})", file=path, remedy=remedy, **where) from error
     if not isinstance(document, dict):
@@ -75,10 +75,32 @@ def _typed(value: Any, rule: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_typed(item, rule.get("items", {})) for item in value]
     wanted = rule.get("type", "string")
-    number = "integer" in wanted and isinstance(value, str) and value.isdigit()
+    number = "integer" in wanted and isinstance(value, str) and value.isascii() and value.isdigit()
     if isinstance(value, str) and (number or "string" not in wanted) and "enum" not in rule:
-        return yaml.load(value, Loader=SAFE_LOADER)
+        return load_yaml(value)
     return value
+
+
+def check_config(file: str | Path, arguments: Sequence[str] = ()) -> None:
+    """Raise `InputError` for what Snakemake would pass over without a word in `file` and in `arguments`, those of its command line:
+    a key given twice, and what Python takes for a number and nobody else (``1_000``, ``12:30``, digits of another script)."""
+    validate(read_yaml(file), "config", file, fill=False)
+    is_config = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            is_config = argument in ("--config", "-C")
+        elif is_config and _is_lenient(value := argument.partition("=")[2]):
+            expected = "digits from 0 to 9, without underscores" if any(map(str.isdigit, value)) else "a finite number"
+            raise InputError(f"{argument.partition('=')[0]!r} is no number", file="--config", found=value, expected=expected)
+
+
+def _is_lenient(text: str) -> bool:
+    """Whether `float` takes the text for a number, although it is not written as one."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return NUMBER.fullmatch(text) is None
 
 
 def fill_defaults(value: Any, rule: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.jobs.run import hold
+from pipeline.machine import machine_fault
 
 KINDS = (  # of what is no regular file
     (stat.S_ISDIR, "a folder"),
@@ -32,12 +33,24 @@ def require_file(path: str | Path, what: str = "file", *, expected: str | None =
         return path
     try:
         mode = path.stat().st_mode
-    except OSError:
+    except OSError as error:
+        if fault := machine_fault(error, path):
+            raise fault from error
         absent = "; it is a link to what is not there" if path.is_symlink() else ""
         raise InputError(f"no such {what}{absent}", file=path, expected=expected, remedy=remedy) from None
     found = next((name for is_kind, name in KINDS if is_kind(mode)), "no regular file")
     remedy = remedy or "Name a file that lies on a disk."
     raise InputError("is no regular file", file=path, found=found, expected=expected or f"a {what}", remedy=remedy)
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The regular files below `folder` that match the glob `pattern`, sorted. Raises `InputError` for a pattern that is none."""
+    try:
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    except (NotImplementedError, ValueError) as error:  # what pathlib raises for an absolute pattern, an empty one, and `**.svs`
+        remedy = "Name the folder in `slides.folder`, and in `slides.pattern` what lies below it."
+        expected = "a pattern below the folder, such as **/*.svs"
+        raise InputError(f"is no pattern of files ({error})", file=folder, found=pattern, expected=expected, remedy=remedy) from error
 
 
 @contextmanager
@@ -46,12 +59,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     The file gets the permissions that the umask leaves, whatever its writer gives it. The temporary name keeps the suffix (writers
     choose a format by it) and is unique, so that an orphaned job and its successor never write into each other's file. Raises
-    `SupersededError`, and leaves `path` as it is, where another run has superseded the one that this job belongs to.
+    `SupersededError`, and leaves `path` as it is, where another run has superseded the one that this job belongs to, and `MachineError`
+    with `path` where the disk is full or the like.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         mode = _created(temporary)
         yield temporary
         if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors writes files that nobody else may read
@@ -60,6 +74,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         hold()
         os.replace(temporary, path)
+    except Exception as error:
+        if fault := machine_fault(error, path):
+            raise (fault.at(path) if fault.path == str(temporary) else fault) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

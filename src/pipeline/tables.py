@@ -10,69 +10,92 @@ import gzip
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from pipeline.errors import InputError, nearest
-from pipeline.files import atomic
+from pipeline.files import atomic, require_file
 from pipeline.identifiers import check_id
+from pipeline.limits import MOST_CELLS, MOST_COLUMNS, MOST_LINE, SMALL_TABLE, UNPACKING_TEXT
+from pipeline.texts import NUMBER, not_utf8
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 FIRST_ROW = 2
 SEPARATORS = {";": "semicolons", ",": "commas", "\t": "tabs"}
 WITH_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
+UTF8 = "UTF-8 text, plain or gzip"
+FIELD = csv.field_size_limit()  # characters of a cell
 
 
 def read_rows(path: str | Path) -> Iterator[list[str]]:
     """Yield the header, then each row, as text; every row has as many cells as the header.
 
     Tab-separated, ``.gz`` too; a file that ends in ``.csv`` is read with commas. Blank lines may only stand at the end.
-    Raises `InputError` when the file is absent, empty, broken or not rectangular, or names a column twice.
+    Raises `InputError` when the file is absent, empty, broken or not rectangular, names a column twice, or is larger than a table can be
+    (`read_lines`, 500,000 columns, 131,072 characters a cell).
     """
     path = Path(path)
     delimiter = "," if path.name.removesuffix(".gz").endswith(".csv") else "\t"
+    rows = csv.reader(read_lines(path, newline=""), delimiter=delimiter, strict=True)
     try:
-        yield from _checked(csv.reader(read_lines(path, newline=""), delimiter=delimiter, strict=True), path)
+        yield from _checked(rows, path)
     except csv.Error as error:
+        if "field larger" in str(error):
+            expected, remedy = f"at most {FIELD:,}", "A quote that is never closed makes the rest of a table one cell."
+            raise InputError("a cell has too many characters", file=path, row=rows.line_num, expected=expected, remedy=remedy) from error
         raise InputError(f"cannot be read as TSV ({error})", file=path, expected="a UTF-8, tab-separated table with a header") from error
 
 
 def read_lines(path: str | Path, newline: str | None = None) -> Iterator[str]:
     """Yield the lines of a UTF-8 text file (``.gz`` too), line ends kept.
 
-    `newline` as in `open`. Raises `InputError` when the file is absent, cut short, or not UTF-8 text.
+    `newline` as in `open`. Raises `InputError` when the file is absent, no regular file, cut short, or not UTF-8 text, when a line has
+    more than 64 Mi characters, and when it unpacks to more than 200 times its size (512 MiB are always taken).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("no such table", file=path, expected="a TSV file", remedy="Check the path and `data_dir`.")
+    path = require_file(path, "table", expected="a TSV file", remedy="Check the path and `data_dir`.")
     opened = gzip.open if path.suffix == ".gz" else open
+    size = path.stat().st_size
+    left = max(SMALL_TABLE, UNPACKING_TEXT * size)
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline=newline) as handle:
-            yield from handle
+            if opened is open and size < MOST_LINE:  # no line of it can be too long, and this way takes less time
+                yield from handle
+            for row, line in enumerate(iter(lambda: handle.readline(MOST_LINE), ""), start=1):
+                left -= len(line)
+                if len(line) == MOST_LINE or left < 0:
+                    raise _too_much(path, row, left)
+                yield line
     except UnicodeDecodeError as error:
         with opened(path, "rb") as handle:
-            row = next(number for number, line in enumerate(handle, start=1) if not _is_utf8(line))
-        remedy = "Save it with the encoding UTF-8, which spreadsheets offer when a table is exported."
-        raise InputError("cannot be read as text", file=path, row=row, expected="UTF-8 text, plain or gzip", remedy=remedy) from error
+            raise not_utf8(path, iter(lambda: handle.readline(MOST_LINE), b""), UTF8) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot be read as text ({error})", file=path, expected="UTF-8 text, plain or gzip") from error
+        raise InputError(f"cannot be read as text ({error})", file=path, expected=UTF8) from error
 
 
-def _is_utf8(line: bytes) -> bool:
-    try:
-        return bool(line.decode("utf-8-sig") or True)
-    except UnicodeDecodeError:
-        return False
+def _too_much(path: Path, row: int, left: int) -> InputError:
+    if left < 0:
+        size = path.stat().st_size
+        most = max(SMALL_TABLE, UNPACKING_TEXT * size)
+        expected = f"at most {most:,} characters in {size:,} packed bytes"
+        return InputError("unpacks to more than a table can have", file=path, row=row, expected=expected)
+    return InputError("line is too long", file=path, row=row, expected=f"at most {MOST_LINE:,} characters")
 
 
 def _checked(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
     header = next(rows, None)
     if not header:
         raise InputError("is empty", file=path, expected="a UTF-8, tab-separated table with a header")
+    if len(header) > MOST_COLUMNS:
+        found, expected = f"{len(header):,}", f"at most {MOST_COLUMNS:,}"
+        raise InputError("has too many columns", file=path, row=1, found=found, expected=expected, remedy="Is the table turned round?")
+    if any("\0" in name for name in header):
+        raise not_utf8(path, ["\t".join(header).encode()], UTF8)
     if len(set(header)) < len(header):
-        twice = next(name for at, name in enumerate(header) if name in header[:at])
+        seen: set[str] = set()
+        twice = next(name for name in header if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         remedy = "Remove or rename one; which one is right cannot be guessed."
         raise InputError("column appears twice", file=path, row=1, column=twice, expected="each column once", remedy=remedy)
     yield header
@@ -109,14 +132,18 @@ def read_table(path: str | Path, required: Sequence[str] = (), *, patient_id: st
     """Read a TSV (``.gz`` too) as text, one row a record; cells that mean "missing" become NaN.
 
     `patient_id` names the id column: it is checked, renamed to ``patient_id`` and, with `unique`, must not repeat.
-    Raises `InputError` when the file is unusable (`read_rows`), lacks a column, or holds a bad or repeated id.
+    Raises `InputError` when the file is unusable (`read_rows`), lacks a column, has more than 64 Mi cells, or holds a bad or repeated id.
     """
     rows = read_rows(path)
     header = next(rows)
     _require([patient_id] if patient_id else [], header, path, "A table has one row a patient, and his id in this column.")
     _require(required, header, path)
     missing = set(MISSING)
-    body = [[np.nan if cell in missing else cell for cell in cells] for cells in rows]
+    most = MOST_CELLS // len(header)
+    body = [[np.nan if cell in missing else cell for cell in cells] for cells in islice(rows, most)]
+    if next(rows, None) is not None:
+        expected = f"at most {MOST_CELLS:,}: {most:,} rows of {len(header):,} columns"
+        raise InputError("has too many cells", file=path, row=most + FIRST_ROW, expected=expected)
     table = pd.DataFrame(body, columns=header, dtype=object)
     if patient_id:
         table = table.rename(columns={patient_id: "patient_id"})
@@ -150,7 +177,9 @@ def read_numbers(
 def _numbers(cells: list[str], names: list[str], path: str | Path, row: int) -> np.ndarray:
     """One row as float32 [F]; cell by cell only where the row as a whole is not plain numbers."""
     try:
-        values = np.array(list(map(float, cells)))
+        text = "".join(cells)
+        plain = "_" not in text and text.isascii()
+        values = np.array(list(map(float if plain else _number, cells)))
     except ValueError:
         values = np.array([_number(cell) for cell in cells])
     bad = np.abs(values) > np.finfo(np.float32).max
@@ -162,10 +191,9 @@ def _numbers(cells: list[str], names: list[str], path: str | Path, row: int) -> 
 
 def _number(cell: str) -> float:
     """The number in a cell: NaN where it is missing, infinite where it is none."""
-    try:
-        return np.nan if cell in MISSING else float(cell)
-    except ValueError:
-        return np.inf
+    if cell in MISSING:
+        return np.nan
+    return float(cell) if NUMBER.fullmatch(cell) else np.inf
 
 
 def check_patients(table: pd.DataFrame, path: str | Path, *, column: str = "patient_id", unique: bool = True) -> None:

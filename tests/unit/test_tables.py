@@ -155,15 +155,15 @@ def test_a_table_of_genes_by_patients_is_told_that_a_row_is_a_patient(tmp_path):
         tables.read_numbers(path, list)
 
 
-@pytest.mark.parametrize("encoding, row", [("latin-1", 3), ("utf-16", 1)])
+@pytest.mark.parametrize(("encoding", "row", "found"), [("latin-1", 3, "byte 0xe4"), ("utf-16", 1, "UTF-16")])
 @pytest.mark.parametrize("name", ["t.tsv", "t.tsv.gz"])
-def test_text_in_another_encoding_is_named_with_its_row_and_utf8(tmp_path, name, encoding, row):
+def test_text_in_another_encoding_is_named_with_its_row_and_utf8(tmp_path, name, encoding, row, found):
     content = "id\tsex\nP1\tweiblich\nP2\tmännlich\n".encode(encoding)
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     with pytest.raises(InputError) as error:
         tables.read_table(path)
-    expected = "cannot be read as text; expected UTF-8 text, plain or gzip. Save it with the encoding UTF-8"
+    expected = f"cannot be read as text; found {found!r}, expected UTF-8 text, plain or gzip. Save it with the encoding UTF-8"
     assert str(error.value).startswith(f"{path}, row {row}: {expected}")
 
 

@@ -156,7 +156,7 @@ def test_repeats_of_a_scheme_that_has_none_are_refused(settings, monkeypatch, tm
 
 def test_a_list_whose_number_cannot_be_filled_in_is_named(settings, monkeypatch, tmp_path):
     study = invented(settings, monkeypatch, tmp_path, splits={"scheme": "imported", "file": "list_{k}.tsv"})
-    with pytest.raises(InputError, match=r"splits.file has a place that is no fold's number; found '.*list_\{k\}.tsv', expected \{fold\}"):
+    with pytest.raises(InputError, match=r"contains a placeholder other than \{fold\}; found '.*list_\{k\}.tsv', expected \{fold\}"):
         studies.split_files(study)
 
 

@@ -12,10 +12,9 @@ from snakemake.logging import logger
 
 SRC = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, SRC)  # this file and script:
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(SRC)}; ")  # shell:
 
 from pipeline import study as studies
-from pipeline.config import read_yaml, validate
+from pipeline.config import check_config, read_yaml, validate
 from pipeline.contents import Contents, Place, Source, by_content
 from pipeline.driver import claim
 from pipeline.errors import InputError
@@ -25,12 +24,10 @@ from pipeline.jobs.ending import Ending, notify
 from pipeline.jobs.finished import fold_settings_digest, parts
 from pipeline.jobs.records import expire, is_recorded
 from pipeline.jobs.run import leave_driver
+from pipeline.placeholders import without_braces
 from pipeline.progress import Progress
 from pipeline.provenance import code_version
 from pipeline.stopping import end_surely_on_sigterm
-
-
-configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 def or_stop(function, *arguments):
@@ -39,6 +36,16 @@ def or_stop(function, *arguments):
         return function(*arguments)
     except InputError as error:
         raise WorkflowError(str(error)) from None
+
+
+or_stop(without_braces, workflow.basedir, "Move the folder of the workflow to a path without them.")
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(SRC)}; ")  # shell:
+CONFIG = Path(workflow.basedir) / "config/config.yaml"
+if workflow.is_main_process:
+    or_stop(check_config, CONFIG, sys.argv[1:])
+
+
+configfile: str(CONFIG)
 
 
 def code(script, *modules):

@@ -10,6 +10,7 @@ import pandas as pd
 from pipeline import tables
 from pipeline.cohort.dealing import in_order
 from pipeline.errors import InputError
+from pipeline.placeholders import filled
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def imported_splits(
     parts = []
     for number in range(folds):
         fold = first + number
-        file, name = _numbered(pattern, fold), _numbered(column, fold)
+        file, name = filled(pattern, "fold", fold), filled(column, "fold", fold)
         table = tables.read_table(file, [name], patient_id=patient_id)
         sets = sets_of(table[name], file, _values(train, fold), _values(test, fold))
         known = sets.notna() & table["patient_id"].isin(cohort)
@@ -86,12 +87,4 @@ def some(names: Sequence[str]) -> str:
 def _values(names: str | Sequence[str] | None, fold: int) -> set[str] | None:
     if names is None:
         return None
-    return {_numbered(str(name), fold) for name in ([names] if isinstance(names, str) else names)}
-
-
-def _numbered(text: str, fold: int) -> str:
-    try:
-        return text.format(fold=fold)
-    except (KeyError, IndexError, ValueError) as error:
-        expected = "{fold} or {fold:02d}, and no other braces"
-        raise InputError("the fold's number cannot be filled in", found=text, expected=expected) from error
+    return {filled(str(name), "fold", fold) for name in ([names] if isinstance(names, str) else names)}

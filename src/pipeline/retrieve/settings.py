@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import InputError, nearest
+from pipeline.placeholders import filled
 
 TOIL = "https://toil-xena-hub.s3.us-east-1.amazonaws.com/download"
 PANCAN = "https://tcga-pancan-atlas-hub.s3.us-east-1.amazonaws.com/download"
@@ -53,7 +54,7 @@ class RetrieveSettings:
 
     def studies_of(self, cohort: str) -> list[str]:
         """cBioPortal's studies of a cohort."""
-        return [self.study.format(project=project) for project in self.projects_of(cohort)]
+        return [filled(self.study, "project", project) for project in self.projects_of(cohort)]
 
     def address_of(self, published: str) -> str:
         """Where a file that is kept as it is published comes from."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import InputError
+from pipeline.files import matching
 from pipeline.identifiers import check_id
 from pipeline.slides.dicom import read_header
 from pipeline.slides.filesets import series_of, slide_files
@@ -89,7 +90,7 @@ def chunk_of(slide_id: str, chunks: int) -> int:
 def _fingerprint(slide: Path, files: Callable[[Path], Sequence[Path]]) -> str:
     try:
         return set_fingerprint(files(slide))
-    except (FileNotFoundError, NotADirectoryError, InputError):  # it fails alone, and with a reason, when it is opened
+    except InputError:  # absent, or no file that ends: it fails alone, and with a reason, when it is opened
         return ""
 
 
@@ -106,7 +107,7 @@ def _files(folder: Path, pattern: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError("no such folder of slides", file=folder, remedy="Check `slides.folder` and `data_dir`.")
     files: dict[str, Path] = {}
-    for slide_id, path in _slides(folder, (path for path in sorted(folder.glob(pattern)) if path.is_file())):
+    for slide_id, path in _slides(folder, matching(folder, pattern)):
         if slide_id in files:
             raise InputError(
                 "two files have the same slide id",

@@ -11,11 +11,13 @@ from typing import Any
 from pipeline.config import ROOT
 from pipeline.contents import Contents
 from pipeline.errors import InputError, nearest
+from pipeline.placeholders import filled, without_braces
 
 
 def data_path(study: Mapping[str, Any], path: str) -> str:
-    """A path of the cohort's file: absolute as it is, else relative to the study's `data_dir`."""
-    return path if Path(path).is_absolute() else str(Path(study["data_dir"]) / path)
+    """A path of the cohort's file: absolute as it is, else relative to the study's `data_dir`. Raises `InputError` for braces in it."""
+    remedy = "Rename or move it, or give a link to it."
+    return without_braces(path if Path(path).is_absolute() else str(Path(study["data_dir"]) / path), remedy, study["file"])
 
 
 def kind(study: Mapping[str, Any]) -> str:
@@ -70,7 +72,7 @@ def splits(study: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             "splits.scheme is 'imported' but splits.file is missing", file=study["file"], expected="a path, perhaps with {fold}"
         )
-    return {**chosen, "pattern": data_path(study, scheme["file"])}
+    return {**chosen, "pattern": str(Path(data_path(study, ".")) / scheme["file"])}
 
 
 def fold_count(study: Mapping[str, Any]) -> int:
@@ -84,13 +86,7 @@ def split_files(study: Mapping[str, Any]) -> list[str]:
     scheme = splits(study)
     if scheme["method"] != "imported":
         return []
-    try:
-        return sorted({scheme["pattern"].format(fold=scheme["first"] + k) for k in range(scheme["folds"])})
-    except (KeyError, IndexError, ValueError) as error:
-        expected = "{fold} or {fold:02d}, and no other braces"
-        raise InputError(
-            "splits.file has a place that is no fold's number", file=study["file"], found=scheme["pattern"], expected=expected
-        ) from error
+    return sorted({filled(scheme["pattern"], "fold", scheme["first"] + fold, study["file"]) for fold in range(scheme["folds"])})
 
 
 def omics_tables(study: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -68,9 +68,9 @@ def _extended(file: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     base = document.pop("extends", None)
     if base is None:
         return document
-    other = file.with_name(f"{base}.yaml")
+    other = file.parent / f"{base}.yaml"
     chain = (*above, file.stem)
-    if base in chain or not other.is_file():
+    if base in chain or other.parent != file.parent or not other.is_file():
         known = [name for name in cohort_names() if name not in chain]
         raise InputError(
             "extends no other cohort", file=file, found=base, expected="one of " + ", ".join(known), remedy=nearest(base, known)

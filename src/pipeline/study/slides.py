@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config import ROOT, read_yaml
 from pipeline.contents import Contents
 from pipeline.errors import InputError, nearest
+from pipeline.files import matching
 from pipeline.slides.encoders.table import NOTES
 from pipeline.slides.provenance import fingerprint
 from pipeline.study.inputs import data_path, named_files
@@ -64,7 +65,7 @@ def mask_listing(study: Mapping[str, Any], contents: Contents) -> str:
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    return [path for path in folder.glob(pattern) if path.is_file()]
+    return matching(folder, pattern)
 
 
 def _with_companions(files: Iterable[Path]) -> set[Path]:

@@ -59,7 +59,7 @@ def test_lists_in_one_table_by_column_or_by_fold_number(tmp_path):
         (
             {"0": "P1 train, P2 test"},
             {"column": "set_{k}"},
-            "the fold's number cannot be filled in; found 'set_{k}', expected {fold} or {fold:02d}, and no other braces.",
+            "contains a placeholder other than {fold}; found 'set_{k}', expected {fold} or {fold:02d}, and no other braces.",
         ),
         ({}, {}, "s_0.tsv: no such table; expected a TSV file. Check the path and `data_dir`."),
     ],
