@@ -22,6 +22,7 @@ from shapely.ops import unary_union
 
 from pipeline.errors import InputError
 from pipeline.files import write_text
+from pipeline.machine import machine_fault
 from pipeline.slides.provenance import SpoiltError
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ def read_contours(path: str | Path, ignore: Sequence[str] = (), slide_id: str | 
     except SpoiltError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ShapelyError) as error:
+        if fault := machine_fault(error, path):
+            raise fault from error
         if is_ours:
             raise _spoilt(path) from error
         remedy = "Delete the file to have the tissue found again, or export the annotations anew."

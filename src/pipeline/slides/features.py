@@ -17,7 +17,8 @@ import numpy as np
 
 import pipeline
 from pipeline.errors import InputError
-from pipeline.files import atomic
+from pipeline.files import atomic, require_file
+from pipeline.machine import machine_fault
 from pipeline.slides.provenance import SpoiltError
 from pipeline.slides.sealing import is_as_sealed, seal
 
@@ -110,7 +111,7 @@ def _read(path: str | Path, *, with_features: bool) -> tuple[np.ndarray | None, 
 def _proven(path: str | Path) -> Iterator[h5py.File]:
     """The file, open, once its seal has been proven; a file of another tool has none."""
     try:
-        is_whole = is_as_sealed(path)
+        is_whole = is_as_sealed(require_file(path, "HDF5 file", remedy=REMAKE))
         if is_whole is False:
             raise SpoiltError("is damaged: its content does not fit its checksum", file=path, remedy=REMAKE)
         with h5py.File(path, "r") as file:
@@ -122,7 +123,7 @@ def _proven(path: str | Path) -> Iterator[h5py.File]:
                 raise SpoiltError(problem, file=path, remedy=REMAKE)
             yield file
     except OSError as error:
-        raise InputError(f"cannot be read as HDF5 ({error})", file=path, remedy=REMAKE) from error
+        raise machine_fault(error, path) or InputError(f"cannot be read as HDF5 ({error})", file=path, remedy=REMAKE) from error
 
 
 def _matrix(dataset: h5py.Dataset, path: str | Path, columns: int | None = None) -> np.ndarray:

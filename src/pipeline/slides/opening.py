@@ -10,6 +10,8 @@ import numpy as np
 import openslide
 
 from pipeline.errors import InputError
+from pipeline.files import require_file
+from pipeline.machine import machine_fault
 from pipeline.slides.images import PlainImage, on_white, open_image
 from pipeline.slides.signatures import truncation
 
@@ -69,6 +71,8 @@ class Slide:
         try:
             return self._handle.read_rgb(location, level, size)
         except (openslide.OpenSlideError, OSError) as error:
+            if fault := machine_fault(error, self.path):
+                raise fault from error
             raise UnreadableRegionError(str(error)) from error
 
 
@@ -107,14 +111,11 @@ def _check_readable(path: Path) -> None:
     if path.is_dir():
         remedy = "Name the slide file itself: the .mrxs beside the folder, or one .dcm file of the series."
         raise InputError("is a folder, not a slide file", file=path, remedy=remedy)
-    if path.exists() and not path.is_file():
-        raise InputError("is a pipe or a device, not a slide file", file=path, remedy="Name a file that lies on a disk.")
+    require_file(path, "slide file", remedy="Correct its path, or take the slide out of the slide table.")
     try:
         with open(path, "rb") as handle:
             if not handle.read(1):
                 raise InputError("is empty", file=path, remedy="Copy the file again from its source.")
-    except FileNotFoundError as error:
-        raise InputError("no such slide file", file=path, remedy="Correct its path, or take the slide out of the slide table.") from error
     except OSError as error:
         remedy = "Check its permissions and the file system."
-        raise InputError(f"cannot be read ({error.strerror or error})", file=path, remedy=remedy) from error
+        raise machine_fault(error, path) or InputError(f"cannot be read ({error.strerror or error})", file=path, remedy=remedy) from error

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.files import require_file
 from pipeline.slides.filesets import slide_files
 
 ENDS = 64 * 1024
@@ -40,12 +41,9 @@ def set_fingerprint(files: Sequence[Path]) -> str:
 def fingerprint(path: str | Path) -> str:
     """sha256 (16 hex digits) of a file's size and of its first and last 64 KiB: a slide of gigabytes is told apart in a millisecond.
 
-    Raises `OSError` when it cannot be read, `InputError` when it is none that ends: a pipe, a device, a folder.
+    Raises `OSError` when it cannot be read, `InputError` when it is absent or none that ends: a pipe, a device, a folder.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    if not path.is_file():
-        raise InputError("is no regular file", file=path, remedy="Name a file that lies on a disk.")
+    size = require_file(path, "slide file").stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as handle:
         digest.update(handle.read(ENDS))

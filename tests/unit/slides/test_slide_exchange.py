@@ -191,6 +191,6 @@ def test_the_verb_says_how_many(slides_dir, tmp_path, capsys):
     assert call("--to", "trident", "--encoder", ENCODER) == 1
     said = capsys.readouterr()
     assert said.out == f"{out}: 1 slides written, 0 already there, 1 failed\n"
-    assert "s2.h5: cannot be read as HDF5" in said.err
+    assert "s2.h5: no such HDF5 file" in said.err
     assert call("--to", "trident", "--encoder", "resnet") == 1
     assert "no features of this encoder" in capsys.readouterr().err

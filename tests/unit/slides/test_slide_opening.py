@@ -15,6 +15,7 @@ from PIL import Image
 from synthetic_slides import GLASS, break_tiles, write_dicom, write_svs
 
 from pipeline.errors import InputError
+from pipeline.machine import MachineError
 from pipeline.slides.images import on_white
 from pipeline.slides.opening import Slide, UnreadableRegionError
 from pipeline.slides.provenance import fingerprint, settings_digest
@@ -37,19 +38,21 @@ def test_an_absent_file_a_folder_and_an_empty_file_are_told_apart(tmp_path):
     assert _refusal(tmp_path / "e.svs") == "is empty. Copy the file again from its source."
 
 
-def test_a_file_that_the_system_does_not_read_is_refused_with_the_systems_words(tmp_path):
+def test_a_file_that_the_system_does_not_read_is_the_machines_fault(tmp_path):
     if not Path("/proc/self/mem").exists():
         pytest.skip("no /proc")
     (tmp_path / "bad-disk.svs").symlink_to("/proc/self/mem")  # its first byte: an input/output error
-    assert _refusal(tmp_path / "bad-disk.svs") == "cannot be read (Input/output error). Check its permissions and the file system."
+    with pytest.raises(MachineError, match=r"bad-disk\.svs: the disk does not read or write \(input/output error\)\. Check the disk"):
+        Slide(tmp_path / "bad-disk.svs")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_is_refused(tmp_path, square_slide):
+def test_a_file_without_permission_is_the_machines_fault(tmp_path, square_slide):
     path = tmp_path / "s.svs"
     path.write_bytes(square_slide.read_bytes())
     path.chmod(0)
-    assert _refusal(path) == "cannot be read (Permission denied). Check its permissions and the file system."
+    with pytest.raises(MachineError, match=r"s\.svs: permission is denied\. Give it back"):
+        Slide(path)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
     (tmp_path / "s.vms").write_text("[Virtual Microscope Specimen]\nImageFile=pipe.jpg\nMapFile=/dev/zero\n")
     os.mkfifo(tmp_path / "s.svs")
     assert slide_fingerprint(tmp_path / "s.vms")
-    with pytest.raises(InputError, match=r"s\.svs: is no regular file\."):
+    with pytest.raises(InputError, match=r"s\.svs: is no regular file; found 'a named pipe', expected a slide file\."):
         slide_fingerprint(tmp_path / "s.svs")
-    with pytest.raises(InputError, match=r"s\.svs: is a pipe or a device, not a slide file\."):
+    with pytest.raises(InputError, match=r"s\.svs: is no regular file; found 'a named pipe', expected a slide file\."):
         Slide(tmp_path / "s.svs")
