@@ -239,16 +239,15 @@ def chunk_files(stage):
 
 
 def encoded_chunks(wildcards):
-    """The folders of the chunks' features.
-
-    Snakemake compares no contents of folders, and their times say nothing: what makes them anew makes the other inputs of their manifest
-    anew, too, or changes its parameter `encoding`; but for `--forcerun`.
-    """
-    folders = [
+    """The folders of the chunks' features."""
+    return [
         f"results/{wildcards.cohort}/slides/features/{wildcards.encoder}/chunk{i}" for i in chunks(wildcards.cohort)
     ]
-    forced = {"features", *folders} & set(workflow.dag_settings.forcerun)
-    return folders if forced else list(map(ancient, folders))
+
+
+def encoded_manifests(wildcards):
+    """The manifests in those folders, of which Snakemake is to compare the contents: of folders it compares the times, which say nothing."""
+    return [Source(f"{folder}/manifest.tsv") for folder in encoded_chunks(wildcards)]
 
 
 def encoding(wildcards):

@@ -162,8 +162,7 @@ rule slide_manifest:
         runtime=10,
     params:
         chunks=setting("slides", "chunks"),
-        encoding=encoding,
-        encoding_code=code("features"),
+        manifests=encoded_manifests,
         code=code("slide_manifest"),
     script:
         "../scripts/slide_manifest.py"

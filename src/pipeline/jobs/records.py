@@ -1,4 +1,4 @@
-"""What Snakemake has recorded of the files here: without a record it compares neither parameters nor contents of their inputs.
+"""What Snakemake has recorded of the files here: without a record it compares neither parameters nor contents of inputs.
 
 Only the process that runs the workflow writes records. Files that a cluster's jobs finish after it was killed have none, and may have
 been made under the settings of another run.
@@ -23,18 +23,29 @@ def is_recorded(output: str | Path, records: Path = RECORDS) -> bool:
 
 
 def expire(outputs: Iterable[str | Path], records: Path = RECORDS) -> list[Path]:
-    """Make those of `outputs` that have no record older than everything, so that their jobs run again; returns them.
+    """Make folders, and those of `outputs` that have no record, older than everything; returns the latter.
 
-    A job keeps what its own keys prove to be finished. Where there are no records at all, results were brought from elsewhere without
-    them: then nothing is done, and times decide.
+    What has no record is made again; a job keeps what its own keys prove to be finished. The content of a folder Snakemake cannot
+    compare, and its time says nothing: what reads it has a parameter that tells of it. Where there are no records at all, results were
+    brought from elsewhere without them: then nothing is done, and times decide.
     """
     if not records.is_dir() or not any(records.iterdir()):
         return []
     expired = []
     for output in map(Path, outputs):
-        if not is_recorded(output, records):
-            file = output / TIME_OF_FOLDER if output.is_dir() else output
-            if file.exists() and file.stat().st_mtime > 0:
-                os.utime(file, (0, 0))
-                expired.append(output)
+        recorded, folder = is_recorded(output, records), output.is_dir()
+        file = output / TIME_OF_FOLDER if folder else output
+        if (folder or not recorded) and _date_back(file) and not recorded:
+            expired.append(output)
     return expired
+
+
+def _date_back(file: Path) -> bool:
+    """Whether the file could be, and was not yet, made older than everything."""
+    try:
+        if file.stat().st_mtime == 0:
+            return False
+        os.utime(file, (0, 0))
+    except OSError:  # absent, or where nothing may be written: nothing will be made there either
+        return False
+    return True

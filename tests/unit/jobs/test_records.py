@@ -18,8 +18,16 @@ def test_what_has_no_record_expires_and_what_has_one_does_not(tmp_path):
     assert is_recorded(ours, records)
     assert not is_recorded(theirs, records)
     assert expire([ours, theirs, folder, absent], records) == [theirs, folder]
+    assert expire([ours, theirs, folder, absent], records) == []
     assert theirs.stat().st_mtime == (folder / TIME_OF_FOLDER).stat().st_mtime == 0 < ours.stat().st_mtime
-    assert expire([ours, theirs, folder], records) == []
+
+
+def test_the_time_of_a_folder_says_nothing(tmp_path):
+    (tmp_path / "chunk0").mkdir()
+    (tmp_path / "chunk0" / TIME_OF_FOLDER).write_text("")
+    record(tmp_path / "records", tmp_path / "chunk0")
+    assert expire([tmp_path / "chunk0"], tmp_path / "records") == []
+    assert (tmp_path / "chunk0" / TIME_OF_FOLDER).stat().st_mtime == 0
 
 
 def test_results_without_any_record_are_left_alone(tmp_path):
