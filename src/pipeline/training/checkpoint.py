@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 def save_checkpoint(path: Path, state: dict[str, Any], key: str) -> None:
     """Write `state` (tensors and plain values) atomically; `key` says which run it belongs to."""
-    with atomic(path) as temporary:
-        torch.save({"key": key, **state}, temporary)
+    with atomic(path) as temporary, open(temporary, "wb") as handle:  # PyTorch's own writing tells of no cause
+        torch.save({"key": key, **state}, handle)
 
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:

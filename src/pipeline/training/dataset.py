@@ -27,7 +27,7 @@ class RawData:
     """What all folds of a study read, as it is on disk: read once for all of them, and changed by none.
 
     patients: the cohort's table, sorted by id, with numbers for time and event. splits: the table of the folds. matrix and groups: of the
-    molecular features, None where no model asks for them. tables and bags: by modality.
+    molecular features, None where no model asks for them. tables and bags: by modality; no slides where nobody has one.
     """
 
     patients: pd.DataFrame
@@ -51,7 +51,8 @@ class RawData:
         resident = resident_bytes(memory_mb) // max(1, len(of_bags))
         for modality in settings["modalities"]:
             if modality == "wsi":
-                bags[modality] = load_bags(files["manifest"], patients, resident)
+                if slides := load_bags(files["manifest"], patients, resident):
+                    bags[modality] = slides
             elif modality in files["bags"]:
                 bags[modality] = BagStore.of_bags(read_bags(files["bags"][modality]), resident)
             elif modality == "omics":
@@ -83,8 +84,8 @@ class Offered:
     columns: dict[str, list[str]] = field(default_factory=dict)
 
 
-def load_bags(manifest: Path, patients: pd.DataFrame, resident: int) -> BagStore:
-    """Every patient's feature files, as the cohort's table lists their slides; `resident`: see `BagStore.open`."""
+def load_bags(manifest: Path, patients: pd.DataFrame, resident: int) -> BagStore | None:
+    """Every patient's feature files, as the cohort's table lists their slides (None: nobody has one); `resident`: see `BagStore.open`."""
     rows = read_table(manifest, ["slide_id", "status", "features"])
     paths = dict(zip(rows["slide_id"], rows["features"], strict=True))
     files = {
@@ -92,9 +93,7 @@ def load_bags(manifest: Path, patients: pd.DataFrame, resident: int) -> BagStore
         for patient, slides in zip(patients["patient_id"], patients["slides"].fillna(""), strict=True)
         if slides
     }
-    if not files:
-        raise InputError("no patient of the cohort has features", file=manifest)
-    return BagStore.open(files, resident)
+    return BagStore.open(files, resident) if files else None
 
 
 def training_rows(ids: Sequence[str], train: pd.DataFrame, modality: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

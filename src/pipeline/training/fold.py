@@ -15,6 +15,7 @@ import torch
 from pipeline.cohort.bins import TimeBins
 from pipeline.cohort.record import Labels
 from pipeline.errors import InputError
+from pipeline.machine import machine_fault
 from pipeline.models import build_model
 from pipeline.nn.hazards import risk_score, survival
 from pipeline.seeds import seed_from
@@ -30,25 +31,25 @@ FILES = ("predictions.tsv", "history.tsv", "model.safetensors", "model.yaml")  #
 HISTORY = ["epoch", "train_loss", "inner_loss", "inner_c_index", "test_c_index"]
 
 
-def train_fold(*, settings: Mapping[str, Any], fold: int, raw: RawData | InputError, folder: Path, code: str, key: str) -> None:
+def train_fold(*, settings: Mapping[str, Any], fold: int, raw: RawData, folder: Path, code: str, key: str) -> None:
     """Train `settings["model"]` on fold `fold` and write its four files (`FILES`) into `folder`.
 
-    settings: `study.fold_settings`; with `shuffled`, the number of the repetition on permuted labels. raw: what the model reads, or why it
-    cannot. key: what all of it depends on, by which a checkpoint in the folder is taken up again.
-    A fold that cannot be trained (no event, no patient with the modalities, a loss that diverges) still writes its files:
-    empty tables and the reason under `failure` in model.yaml, so that the summary lists it instead of losing the model.
+    settings: `study.fold_settings`; with `shuffled`, the number of the repetition on permuted labels. raw: what the model reads. key: what
+    all of it depends on, by which a checkpoint in the folder is taken up again.
+    A fold that cannot be trained (no event, no patient with the modalities, a loss that diverges) still writes its files: empty tables and
+    the reason under `failure` in model.yaml, so that the summary lists it instead of losing the model. A fault of the machine is raised.
     """
     facts: dict[str, Any] = {"model": settings["model"], "cohort": settings["name"], "endpoint": settings["endpoint"], "fold": fold}
     control = ("shuffled", settings["shuffled"]) if "shuffled" in settings else ()
     facts |= {"seed": seed_from(settings["name"], settings["model"], fold, settings["seed"], *control), "code": code, "failure": None}
     checkpoint = folder / "checkpoint.pt"
     try:
-        if isinstance(raw, InputError):
-            raise raw
         run = Fold(settings, fold, raw, facts)
         history = run.train(checkpoint, key)
         predictions, model = run.predict(), run.model
     except InputError as error:
+        if fault := machine_fault(error):
+            raise fault from error
         log.error("fold %d failed: %s", fold, error)
         facts["failure"] = str(error)
         history, model = [], None
@@ -67,6 +68,8 @@ class Fold:
         name, _, variant = settings["model"].partition("+")
         options = {**configured["model"], **settings["options"]}
         self.protocol = protocol_of(configured["training"], settings, f"config/models/{name}.yaml")
+        if "wsi" in settings["modalities"] and "wsi" not in raw.bags:
+            raise InputError("no patient of the cohort has features of slides")
         train, test = raw.sides(fold)
         if "shuffled" in settings:
             train = permute_labels(train, facts["seed"])

@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.jobs.cores import Cores
 from pipeline.jobs.finished import Unit, drop_tables, fold_settings_digest, is_finished, prove, write_folds
@@ -45,8 +44,9 @@ def train_folds(
     settings: `study.fold_settings`; files: as for `RawData.read`; model: the folder of the model, with one folder per fold; benchmarks:
     the folder for what each fold took; code: the version of what trains; cores: of the job, one fold at a time for each, and
     more while the run has some to spare; memory_mb: of the job, see `RawData.read`.
-    A fold that cannot be trained, also because what the model reads cannot be used, is a result and listed as such. One whose process dies
-    is not: the others are finished, and the job ends with status 1.
+    A fold that cannot be trained for what the study is (no event, no patient with the modality) is a result and listed as such. What every
+    fold reads and cannot be read is none: `InputError` or `MachineError` is raised. Nor is a fold whose process dies: the others are
+    finished, and the job ends with status 1.
     """
     inputs = input_digest(files, settings)
     keys = {unit: fold_key(settings, unit, inputs, code) for unit in units}
@@ -60,29 +60,21 @@ def train_folds(
         torch.set_num_threads(1)  # and that of BLAS: fixed, so that predictions do not depend on --cores
         threadpool_limits(1)
         drop_tables(model, left)
-        raw = _read(files, settings, memory_mb)
+        from pipeline.training.dataset import RawData
+
+        raw = RawData.read(files, settings, memory_mb)
         lost = _train(settings, {unit: keys[unit] for unit in left}, raw, model, benchmarks, code, cores)
         for unit, end in lost.items():
             log.error("%s was not finished: its process ended (%s)", unit, end)
         if lost:
-            remedy = "more memory (mem_mb), if that was the cause; what is finished is kept"
+            remedy = "more memory (--set-resources train_fold:mem_mb=16000), if that was the cause; what is finished is kept"
             log.error("%d of %d folds are not finished; run again, with %s", len(lost), len(units), remedy)
             sys.exit(1)
     write_folds(units, model, table)
 
 
-def _read(files: Mapping[str, Any], settings: Mapping[str, Any], memory_mb: float) -> RawData | InputError:
-    """What all folds read, or why it cannot be used, which every fold will say of itself."""
-    from pipeline.training.dataset import RawData
-
-    try:
-        return RawData.read(files, settings, memory_mb)
-    except InputError as error:
-        return error
-
-
 def _train(
-    settings: Mapping[str, Any], keys: Mapping[Unit, str], raw: RawData | InputError, model: Path, benchmarks: Path, code: str, cores: Cores
+    settings: Mapping[str, Any], keys: Mapping[Unit, str], raw: RawData, model: Path, benchmarks: Path, code: str, cores: Cores
 ) -> dict[Unit, str]:
     """Train the folds of `keys`; how those processes ended that did not end well."""
     from pipeline.training.fold import FILES, train_fold

@@ -12,12 +12,14 @@ import pytest
 from tests.support.small_cohort import SmallCohort
 
 from pipeline.config import read_yaml
+from pipeline.errors import InputError
 from pipeline.jobs.cores import Cores
 from pipeline.jobs.finished import Unit, units_of
 from pipeline.tables import read_table, write_table
 from pipeline.training import fold as folds
 from pipeline.training.fold import FILES
 from pipeline.training.job import fold_key, input_digest, train_folds
+from pipeline.training.scenarios import predict_scenarios
 
 MODEL = "mcat"
 
@@ -175,14 +177,39 @@ def test_a_fold_that_is_killed_for_memory_costs_no_other_and_is_no_result(cohort
     assert train(cohort, tmp_path, "0-1") == whole[1]
 
 
-def test_what_a_model_reads_and_cannot_use_fails_its_folds_and_says_why(cohort, tmp_path):
-    """No slide has features: the study's other models and its summary do not wait for this one."""
-    manifest = read_table(cohort.files["manifest"])
-    write_table(manifest.assign(features=str(tmp_path / "gone.h5")), tmp_path / "manifest.tsv")
-    train(cohort, tmp_path, "0-1", files=cohort.files | {"manifest": tmp_path / "manifest.tsv"})
-    failures = [read_yaml(tmp_path / f"fold{k}/model.yaml")["failure"] for k in range(2)]
-    assert all("gone.h5" in failure for failure in failures)
+def test_a_modality_that_nobody_has_fails_the_folds_of_its_models_and_says_why(cohort, tmp_path):
+    """No slide could be used: the study's other models and its summary do not wait for this one."""
+    patients = read_table(cohort.files["patients"])
+    write_table(patients.assign(slides=""), tmp_path / "patients.tsv")
+    files = cohort.files | {"patients": tmp_path / "patients.tsv"}
+    train(cohort, tmp_path, "0-1", files=files)
+    folders = [tmp_path / f"fold{k}" for k in range(2)]
+    assert {read_yaml(folder / "model.yaml")["failure"] for folder in folders} == {"no patient of the cohort has features of slides."}
     assert len(read_table(tmp_path / "folds_0-1.tsv")) == 2
+    missing = {"scenarios": [{"name": "no genes", "without": "omics"}], "draws": 1, "fill": "native"}
+    predict_scenarios(settings=cohort.settings(MODEL), missing=missing, folds=folders, files=files, output=tmp_path / "scenarios.tsv")
+    assert set(read_table(tmp_path / "scenarios.tsv")["reason"]) == {"the fold failed: no patient of the cohort has features of slides."}
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def test_a_file_that_every_fold_reads_fails_the_job_and_no_fold(cohort, whole, tmp_path):
+    """What was finished stays; with the files restored, the same job ends at the same bytes."""
+    train(cohort, tmp_path, "0")
+    before = (tmp_path / "fold0/finished.yaml").stat().st_mtime_ns
+    of_slides = Path(read_table(cohort.files["manifest"])["features"][0])
+    for path in [of_slides, *(Path(cohort.files[name]) for name in ("matrix", "groups", "manifest", "patients", "splits"))]:
+        kept = path.read_bytes()
+        for fault in (emptied, Path.unlink):
+            fault(path)
+            with pytest.raises((InputError, FileNotFoundError), match=path.name):
+                train(cohort, tmp_path, "1")
+            path.write_bytes(kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmarks", "fold0", "folds_0.tsv"]
+    assert train(cohort, tmp_path, "0-1") == whole[1]
+    assert (tmp_path / "fold0/finished.yaml").stat().st_mtime_ns == before
 
 
 def test_training_otherwise_drops_the_table_of_before(cohort, tmp_path):
