@@ -21,13 +21,15 @@ from pipeline.errors import InputError
 from pipeline.slides.features import PatchFile, read_coords, read_features, read_made, write_features
 from pipeline.slides.listing import list_slides
 from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.sealing import sealed_checksum
 from pipeline.slides.stages.manifests import FAILED, OK, OUTCOME, run_slides
 from pipeline.tables import read_table, write_table
+from pipeline.tensors import check_tensors
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "clam", "trident", "h5", "pt")
-COLUMNS = ["patches", "unreadable", "width"]
+COLUMNS = ["patches", "unreadable", "width", "checksum"]
 PATIENCE = 300.0  # seconds for one file: on some damage HDF5 never returns
 VERSION = 2  # raised when the conversion changes: files are then made again
 REMEDY = "Extract the features of this slide again with the tool that made them, or take the slide out of the list."
@@ -130,9 +132,9 @@ def import_chunk(slides: pd.DataFrame, folder: str | Path, manifest: str | Path,
             with _told_of(path):
                 write_features(target, made.features, made.coords, {**attributes, "encoder": encoder, "unreadable": 0, **origin})
         patches, found = made.features.shape
-        return {"patches": patches, "unreadable": 0, "width": found}
+        return {"patches": patches, "unreadable": 0, "width": found, "checksum": sealed_checksum(target)}
 
-    run_slides(f"import ({encoder})", slides, process, COLUMNS, manifest, PATIENCE)
+    run_slides(f"import ({encoder})", slides, process, COLUMNS, manifest, PATIENCE, files=foreign_files)
     _refuse_other_widths(Path(manifest), width)
 
 
@@ -199,6 +201,7 @@ def _read_tensor(path: Path) -> PatchFile:
     """A .pt file: a tensor or array, or a mapping with `features` and perhaps `coords`; nothing that it may hide is executed."""
     import torch
 
+    check_tensors(path)
     try:
         with torch.serialization.safe_globals(_array_parts()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle protocol

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.files import md5
+from pipeline.files import md5, require_file
 from pipeline.slides.filesets import slide_files
 from pipeline.tables import read_lines
 
@@ -27,7 +27,7 @@ class Md5Sums:
     """
 
     def __init__(self, file: str | Path, folder: str | Path) -> None:
-        self.file = Path(file)
+        self.file = require_file(file, "list of checksums", remedy="Check `slides.md5sums` and `data_dir`.")
         self._sums: dict[str, str] = {}
         for row, line in enumerate(read_lines(file), start=1):
             text = line.rstrip("\r\n")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.files import require_file
+from pipeline.machine import MachineError
 from pipeline.slides.filesets import slide_files
 
 ENDS = 64 * 1024
@@ -18,6 +20,15 @@ ABSENT = "absent"
 
 class SpoiltError(InputError):
     """A file of ours is not as it was written: it is damaged, was edited, or is another slide's."""
+
+
+@contextmanager
+def made_by(stage: str) -> Iterator[None]:
+    """An `InputError` about a file of an earlier `stage` as `MachineError`: it is no fault of the slide, and that stage makes it again."""
+    try:
+        yield
+    except InputError as error:
+        raise MachineError(error.problem, path=error.file, remedy=f"`--forcerun {stage}` makes it again.") from error
 
 
 def slide_fingerprint(path: str | Path) -> str:

@@ -32,6 +32,13 @@ def is_as_sealed(path: str | Path) -> bool | None:
         return found == SEAL % _crc32(handle, size)
 
 
+def sealed_checksum(path: str | Path) -> str:
+    """The checksum that a sealed file states (8 hex digits), without proving it: it tells one content from another."""
+    with open(path, "rb") as handle:
+        handle.seek(-LENGTH, os.SEEK_END)
+        return handle.read().split()[-1].decode()
+
+
 def _crc32(handle: BinaryIO, length: int) -> int:
     """Of the first `length` bytes; the handle then stands behind them."""
     handle.seek(0)

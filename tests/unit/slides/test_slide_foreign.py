@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.slides import foreign
 from pipeline.slides.features import read_features
 from pipeline.slides.foreign import REMEDY, import_chunk, list_foreign
+from pipeline.slides.sealing import sealed_checksum
 from pipeline.tables import read_table
 
 RNG = np.random.default_rng(5)
@@ -83,7 +84,7 @@ def test_clams_files_become_ours(tmp_path):
     manifest = convert(slides, tmp_path / "out")
     assert manifest.reset_index().to_dict("records")[0] == {
         **{"slide_id": "P1-a", "status": "ok", "reason": np.nan, "remedy": np.nan},
-        **{"patches": "6", "unreadable": "0", "width": "4"},
+        **{"patches": "6", "unreadable": "0", "width": "4", "checksum": sealed_checksum(tmp_path / "out/P1-a.h5")},
     }
     found = read_features(tmp_path / "out/P1-a.h5")
     assert np.array_equal(found.features, FEATURES.astype(np.float16))
@@ -225,7 +226,7 @@ FAULTS = {
     "rows": "features and coordinates do not match; found '6 rows of features, 4 of coordinates', expected as many.",
     "coords only": "has no features; expected a dataset 'features' [N, d].",
     "text": "cannot be read (TypeError: ",
-    "group": "cannot be read (AttributeError: ",
+    "group": "has no features; expected a dataset 'features' [N, d].",
     "cut": "cannot be read as HDF5 (",
     "empty": "cannot be read as HDF5 (",
 }

@@ -22,11 +22,12 @@ from synthetic_slides import break_tiles, picture, write_dicom, write_mirax, wri
 from pipeline.cohort.loader import BagStore
 from pipeline.errors import InputError
 from pipeline.files import md5
+from pipeline.machine import MachineError
 from pipeline.slides import features as features_file
 from pipeline.slides.contours import drawn_by_hand
 from pipeline.slides.encoders import stain_texture
 from pipeline.slides.encoders.network import EncoderSettings
-from pipeline.slides.features import Progress, read_coords, read_features, write_progress
+from pipeline.slides.features import Progress, read_coords, read_features, write_coords, write_progress
 from pipeline.slides.listing import chunk_of, list_slides, write_slides
 from pipeline.slides.masks import MaskSettings
 from pipeline.slides.md5sums import Md5Sums
@@ -72,6 +73,11 @@ class Stage:
         publish_features(self.features / "chunk0.tsv", self.features / "chunk0")
         manifests = ([folder / "chunk0.tsv"] for folder in (self.tissue, self.patches))
         return gather_manifests(self.slides, *manifests, [self.features / "chunk0"], self.root / f"manifest-{ENCODER}.tsv")
+
+    def gather_checksums(self) -> pd.Series:
+        """Of the features, as training sees them."""
+        self.gather()
+        return read_table(self.root / f"manifest-{ENCODER}.tsv").set_index("slide_id")["checksum"]
 
     def listed(self) -> str:
         """``slides.tsv``, as it is now."""
@@ -481,17 +487,24 @@ def test_what_does_not_belong_together_is_made_again_and_said(done, spoils):
     assert all(any(str(done.root / name) in line for line in said) for name in spoils)
 
 
-def test_a_stage_that_cannot_make_a_spoilt_file_again_fails_its_slide_and_says_what_can(done):
-    flip_a_bit(done.patches / "a.h5")
+@pytest.mark.parametrize("spoil", [flip_a_bit, take_that_of_b, Path.unlink])
+def test_a_spoilt_file_of_the_stage_before_is_no_fault_of_the_slide(done, spoil):
+    for folder, name, stage, following in ((done.patches, "a.h5", "patches", done.encode), (done.tissue, "a.geojson", "tissue", done.lay)):
+        spoil(folder / name)
+        with pytest.raises(MachineError, match=rf"1 of 2 slides \(a\): .* at {folder / name}\. `--forcerun {stage}` makes it again\."):
+            following()
+    encoded = done.run()[-1]
+    assert encoded["status"].tolist() == ["ok", "ok"]
+
+
+def test_features_are_those_of_their_coordinates(done):
+    laid = read_coords(done.patches / "a.h5")
+    write_coords(done.patches / "a.h5", laid.coords[:9] + 64, laid.attributes)  # by another grid, with the same settings
+    checksums = done.gather_checksums()
     encoded = done.encode()
-    assert encoded["status"].to_dict() == {"a": "failed", "b": "ok"}
-    assert encoded.loc["a", "reason"] == f"{done.patches / 'a.h5'}: is damaged: its content does not fit its checksum."
-    assert encoded.loc["a", "remedy"] == "Delete the file and run its stage again (`--forcerun patches` or `features`)."
-    scale_contours(done.tissue / "a.geojson")
-    laid = done.lay()
-    assert laid["status"].to_dict() == {"a": "failed", "b": "ok"}
-    assert laid.loc["a", "reason"] == f"{done.tissue / 'a.geojson'}: is damaged, or was edited with its properties kept."
-    assert "--forcerun tissue" in laid.loc["a", "remedy"]
+    assert np.array_equal(read_coords(done.features / "a.h5").coords, laid.coords[:9] + 64)
+    assert encoded.loc["a", "patches"] == "9"
+    assert (done.gather_checksums() == checksums).to_dict() == {"a": False, "b": True}
 
 
 def test_training_refuses_spoilt_features(done):

@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import InputError
+from pipeline.machine import MachineError, read_to_end
 from pipeline.slides.encoders.network import Encoder, EncoderSettings, load_encoder
 from pipeline.slides.encoders.table import EncoderSpec, encoder_spec
 from pipeline.slides.features import PatchFile, Progress, read_coords, read_made, read_progress, write_features, write_progress
-from pipeline.slides.provenance import settings_digest, slide_fingerprint
+from pipeline.slides.filesets import slide_files
+from pipeline.slides.provenance import made_by, settings_digest, slide_fingerprint
 from pipeline.slides.reading import PatchSource, Reading
+from pipeline.slides.sealing import sealed_checksum
 from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
 from pipeline.slides.stages.supervision import StopChunkError, alive, is_retry
 from pipeline.stopping import STATUS, deferred
@@ -27,7 +30,7 @@ from pipeline.tables import write_table
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ["patches", "unreadable", "width", "reader"]
+COLUMNS = ["patches", "unreadable", "width", "reader", "checksum"]
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,13 @@ class _Stage:
         done = place.made or self._make(place)
         unreadable = int(done.attributes["unreadable"])
         self._check_share(place, unreadable)
-        return {"patches": len(done.coords), "unreadable": unreadable, "width": self._spec.width, "reader": done.attributes["reader"]}
+        facts = {"width": self._spec.width, "reader": done.attributes["reader"], "checksum": sealed_checksum(place.features)}
+        return {"patches": len(done.coords), "unreadable": unreadable, **facts}
 
     def _place(self, row: dict) -> _Place:
         slide_id, slide = row["slide_id"], Path(row["path"])
-        patches = read_coords(self._patches / f"{slide_id}.h5")
+        with made_by("patches"):
+            patches = read_coords(self._patches / f"{slide_id}.h5")
         method = [self._reading.method] if self._reading.method == "scaled" else []  # the others give the same pixels
         settings = settings_digest(self._spec.digest(), patches.attributes["settings"], patches.coords_digest, *method)
         found, expected = slide_fingerprint(slide), str(patches.attributes["slide_fingerprint"])
@@ -149,6 +154,8 @@ class _Stage:
             self._encode(place, progress, reading)
             reader = reading.reader
         readable = np.concatenate(progress.readable)
+        if progress.faults:
+            read_to_end(slide_files(place.slide))  # lest a disk that does not read passes for damage
         self._list_unreadable(place, readable, progress.faults)
         self._check_share(place, len(progress.faults))
         facts = {"encoder": self._spec.name, "unreadable": len(progress.faults), "reader": reader, **self._encoder.describe()}
@@ -212,7 +219,7 @@ class _Stage:
             return
         try:
             place = self._place(row)
-        except (InputError, OSError):
+        except (InputError, MachineError, OSError):
             return
         self._placed[place.slide_id] = place
         if not place.made:

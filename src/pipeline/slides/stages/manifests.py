@@ -7,13 +7,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.errors import InputError
+from pipeline.machine import Faults, MachineError
+from pipeline.slides.filesets import slide_files
 from pipeline.slides.overlay import contact_sheet
+from pipeline.slides.provenance import ABSENT, set_fingerprint
 from pipeline.slides.quality import FIGURES
 from pipeline.slides.stages.supervision import Failure, Process, supervise
 from pipeline.tables import numeric, read_table, write_table
@@ -23,6 +26,7 @@ log = logging.getLogger(__name__)
 TISSUE = ["mpp", "mpp_source", "objective_power", "width", "height", "tissue_source", *FIGURES]
 OUTCOME = ["slide_id", "status", "reason", "remedy"]
 MANIFEST = ["slide_id", "patient_id", "status", "stage", "reason", "remedy", "patches", "mpp", "mpp_source", "tissue_mm2", "features"]
+MANIFEST += ["checksum"]  # of the features: whoever trains on them sees that they are others
 QUALITY = ["slide_id", "patient_id", "status", "stage", "reason", *TISSUE, "patches"]
 EXCLUDED = ["kind", "id", "stage", "reason", "remedy"]
 OK, FAILED = "ok", "failed"
@@ -31,21 +35,32 @@ PATIENCE = 1800.0  # seconds
 
 
 def run_slides(
-    stage: str, slides: pd.DataFrame, process: Process, columns: Sequence[str], manifest: Path | str, patience: float = PATIENCE
+    stage: str,
+    slides: pd.DataFrame,
+    process: Process,
+    columns: Sequence[str],
+    manifest: Path | str,
+    patience: float = PATIENCE,
+    files: Callable[[Path], Sequence[Path]] = slide_files,
 ) -> None:
     """Call `process` with every row of `slides` and write the manifest: slide_id, status, reason, remedy and `columns`.
 
     `process` returns a row's `columns`, and what else it wants in the log; it runs in a child process. What it raises, and a crash or a
-    silence of `patience` seconds, fails that slide alone; what would meet every later slide too is raised (see `supervise`).
+    silence of `patience` seconds, fails that slide alone; what would meet every later slide too is raised (see `supervise`). A fault of the
+    machine is no row: the other slides are done, and then `MachineError` is raised in place of the manifest. Such is also a slide whose
+    `files` are not as they were listed (`fingerprint`, where `slides` has it).
     """
     from tqdm import tqdm
 
     records = slides.to_dict("records")
-    outcomes = supervise(records, process, patience)
-    rows, start = [], time.perf_counter()
+    outcomes = supervise(records, _as_listed(process, files), patience)
+    rows, faults, start = [], Faults("slides", len(records)), time.perf_counter()
     for row, found in zip(tqdm(records, desc=stage, unit="slide", disable=not sys.stderr.isatty()), outcomes, strict=True):
         slide_id = row["slide_id"]
-        if isinstance(found, Failure):
+        if isinstance(found, MachineError):
+            faults.add(slide_id, found)
+            log.warning("%s, slide %s was not done: %s", stage, slide_id, found)
+        elif isinstance(found, Failure):
             rows.append({"slide_id": slide_id, "status": FAILED, **found})
             log.warning("%s, slide %s failed: %s", stage, slide_id, found["reason"])
         else:
@@ -53,7 +68,26 @@ def run_slides(
             facts = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
             log.info("%s, slide %s (%d of %d): %s; %.1f s", stage, slide_id, len(rows), len(records), facts, time.perf_counter() - start)
         start = time.perf_counter()
+    faults.check()
     write_table(pd.DataFrame(rows, columns=[*OUTCOME, *columns]), manifest)
+
+
+def _as_listed(process: Process, files: Callable[[Path], Sequence[Path]]) -> Process:
+    """`process`, which raises `MachineError` where a slide is not what it was when the slides were listed."""
+
+    def checked(row: dict) -> dict[str, object]:
+        listed = row.get("fingerprint")
+        if isinstance(listed, str) and listed:
+            try:
+                found = set_fingerprint(files(Path(row["path"])))
+            except (FileNotFoundError, NotADirectoryError, InputError):
+                found = ABSENT
+            if found != listed:
+                problem = "is gone since the slides were listed" if found == ABSENT else "was changed since the slides were listed"
+                raise MachineError(problem, path=row["path"], remedy="Mount or copy it again; let nothing write to slides during a run.")
+        return process(row)
+
+    return checked
 
 
 def read_passed(manifest: Path | str, numbers: Sequence[str]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from pipeline.slides.opening import Slide
 from pipeline.slides.overview import overview
 from pipeline.slides.patches import PatchSettings, lay_patches
 from pipeline.slides.preview import draw_preview
-from pipeline.slides.provenance import settings_digest, slide_fingerprint
+from pipeline.slides.provenance import made_by, settings_digest, slide_fingerprint
 from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
 
 COLUMNS = ["patches"]
@@ -44,7 +44,8 @@ def patches_chunk(
         slide_id = row["slide_id"]
         mpp, width, height = (float(tissue.at[slide_id, key]) for key in ("mpp", "width", "height"))
         contours, path = Path(tissue_manifest).parent / f"{slide_id}.geojson", folder / f"{slide_id}.h5"
-        polygons, _ = read_contours(contours, ignore, slide_id)
+        with made_by("tissue"):
+            polygons, _ = read_contours(contours, ignore, slide_id)
         parts = asdict(settings), mpp, shape_digest(polygons)
         origin = {"settings": settings_digest(*parts), "slide_fingerprint": slide_fingerprint(row["path"])}
         picture = path.with_suffix(".png")
