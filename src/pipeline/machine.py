@@ -31,7 +31,7 @@ class Fault(NamedTuple):
 FULL = Fault("the disk is full", "Free space on it (df -h), or move the results to a larger one.", everywhere=True)
 QUOTA = Fault("the disk quota is used up", "Free space, or ask for more.", everywhere=True)
 READ_ONLY = Fault(
-    "the file system is read-only", "Mount it writable; after an error of the disk Linux makes it read-only.", everywhere=True
+    "the file system is read-only", "Mount it writable; Linux makes it read-only after an error of the disk.", everywhere=True
 )
 DENIED = Fault("permission is denied", "Give it back (ls -l); on a network disk the ticket may have expired (klist).")
 BROKEN = Fault("the disk does not read or write (input/output error)", "Check the disk or its server; the system's log says more (dmesg).")
@@ -48,8 +48,10 @@ KINDS = {
     READ_ONLY: (errno.EROFS,),
     DENIED: (errno.EACCES, errno.EPERM, errno.ENOKEY, errno.EKEYEXPIRED, errno.EKEYREVOKED),
     BROKEN: (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM),
-    GONE: (errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOLINK)
-    + (errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    GONE: (
+        *(errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOLINK),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    ),
     LIMITED: (errno.EFBIG,),
     OPEN: (errno.EMFILE, errno.ENFILE),
     PROCESSES: (errno.EAGAIN,),
@@ -60,10 +62,8 @@ ERRNOS = {number: fault for fault, numbers in KINDS.items() for number in number
 NUMBER = re.compile(r"\b(?:errno = |os error |\[Errno )(\d+)")
 SAID = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.EHOSTDOWN)
 SAID += (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-TEXTS = {os.strerror(number).lower(): ERRNOS[number] for number in SAID} | {
-    "cuda out of memory": DEVICE,
-    "can't start new thread": PROCESSES,
-}
+TEXTS = {os.strerror(number).lower(): ERRNOS[number] for number in SAID}
+TEXTS |= {"cuda out of memory": DEVICE, "can't start new thread": PROCESSES}
 # of OpenCV, PyTorch and C++: not "out of memory", which decoders say of damaged streams that claim absurd sizes
 TEXTS |= dict.fromkeys(("insufficient memory", "failed to allocate", "can't allocate memory", "bad_alloc"), MEMORY)
 NAMED = re.compile(r"\b(?:file)?name = '([^']*)'")  # HDF5
@@ -84,6 +84,10 @@ class MachineError(Exception):
         place = "" if path is None else f"{path}: "
         super().__init__(" ".join(filter(None, [f"{place}{problem}.", remedy, AGAIN])))
 
+    def at(self, path: str | Path) -> MachineError:
+        """The same fault, at another path."""
+        return MachineError(self.problem, path=path, remedy=self.remedy, everywhere=self.everywhere)
+
     def __reduce__(self) -> tuple[object, ...]:  # it is sent from a child process to its parent
         return _rebuild, (self.problem, self.path, self.remedy, self.everywhere)
 
@@ -102,12 +106,22 @@ def machine_fault(error: BaseException, path: str | Path | None = None) -> Machi
     >>> machine_fault(FileNotFoundError(2, "No such file or directory", "a.svs")) is None
     True
     """
-    for link in _chain(error):
+    for link in causes(error):
         if isinstance(link, MachineError):
             return link
         if fault := _fault(link):
             return MachineError(fault.problem, path=_path(link) or path, remedy=fault.remedy, everywhere=fault.everywhere)
     return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it was raised from or while handling."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 def read_to_end(paths: Iterable[str | Path]) -> None:
@@ -147,16 +161,6 @@ class Faults:
             problems.append(f"{len(met)} of {self._total} {self._units} ({names}): {problem}{place}")
             remedies.append(met[0][1].remedy)
         raise MachineError("not done for a cause that passes: " + "; ".join(problems), remedy=" ".join(dict.fromkeys(remedies)))
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from or while handling."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 def _fault(error: BaseException) -> Fault | None:

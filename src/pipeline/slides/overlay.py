@@ -10,6 +10,7 @@ import numpy as np
 from shapely.geometry import Polygon
 
 from pipeline.files import atomic
+from pipeline.machine import machine_fault
 
 SHORTEST, LONGEST = 800, 1600  # pixels of the longer side of a picture
 OUTER, HOLE, GRID = (0, 160, 0), (255, 90, 0), (0, 90, 200)  # RGB: green is in no common stain, orange tells holes apart
@@ -62,9 +63,26 @@ def draw_squares(picture: np.ndarray, corners: np.ndarray, side: float, colour: 
 
 
 def write_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write RGB uint8 [H, W, 3] in the format of the suffix, atomically."""
+    """Write RGB uint8 [H, W, 3] in the format of the suffix, atomically. Raises what Python's writing raises; OpenCV's says nothing."""
+    is_encoded, content = cv2.imencode(Path(path).suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not is_encoded:
+        raise ValueError(f"{path}: OpenCV cannot encode a picture of {picture.shape}")
     with atomic(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        temporary.write_bytes(content.tobytes())
+
+
+def read_picture(path: str | Path) -> np.ndarray | None:
+    """RGB uint8 [H, W, 3]; None where there is no such file or it is no picture. Raises `MachineError` where it cannot be read."""
+    if not Path(path).is_file():
+        return None
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        if fault := machine_fault(error, path):
+            raise fault from error
+        return None
+    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+    return None if picture is None else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def contact_sheet(overlays: Sequence[str | Path], labels: Sequence[str], path: str | Path, flags: Sequence[str] = ()) -> list[Path]:
@@ -87,10 +105,10 @@ def _page(cells: Sequence[tuple[str | Path, str, str]]) -> np.ndarray:
     page = np.full((rows * (CELL + CAPTION), COLUMNS * CELL, 3), 255, np.uint8)
     for at, (overlay, label, flag) in enumerate(cells):
         top, left = at // COLUMNS * (CELL + CAPTION), at % COLUMNS * CELL
-        picture = cv2.imread(str(overlay)) if Path(overlay).is_file() else None
+        picture = read_picture(overlay)
         if picture is not None:
             factor = (CELL - 6) / max(picture.shape[:2])
-            small = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)[..., ::-1]
+            small = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
             page[top : top + small.shape[0], left : left + small.shape[1]] = small
         _caption(page, label, (left, top + CELL + 8), BLACK)
         _caption(page, flag if picture is not None else "; ".join(filter(None, ["no picture", flag])), (left, top + CELL + 22), RED)

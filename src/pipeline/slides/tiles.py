@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 
 from pipeline.errors import InputError
+from pipeline.machine import machine_fault
 from pipeline.slides.opening import Slide, UnreadableRegionError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Tiles:
             raise NotServedError("its tiles are not JPEG or JPEG 2000 streams of 8-bit RGB")
         self.strict = True  # a stream that libjpeg only warns about is taken for damaged
         self._own = threading.local()
-        self._file = os.open(slide.path, os.O_RDONLY)
+        self._path, self._file = slide.path, os.open(slide.path, os.O_RDONLY)
 
     def __enter__(self) -> Tiles:
         return self
@@ -103,6 +104,8 @@ class Tiles:
             if pixels.shape != (grid.tile[1] // reduce, grid.tile[0] // reduce, 3):
                 raise ValueError(f"has {pixels.shape[1]} x {pixels.shape[0]} pixels")
         except (ValueError, RuntimeError, OSError) as error:  # imagecodecs raises RuntimeError
+            if fault := machine_fault(error, self._path):
+                raise fault from error
             place = f"tile {index % grid.across}, {index // grid.across} of level {level}"
             raise UnreadableRegionError(f"{place}: {error}") from error
         return pixels

@@ -5,17 +5,23 @@ from __future__ import annotations
 import ctypes
 import errno
 import faulthandler
+import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.machine import MachineError
+from pipeline.slides.opening import UnreadableRegionError
+from pipeline.slides.provenance import slide_fingerprint
 from pipeline.slides.stages.manifests import run_slides
 from pipeline.slides.stages.supervision import StopChunkError, alive, supervise
 from pipeline.tables import read_table
@@ -50,11 +56,16 @@ def segfault() -> None:
     ctypes.string_at(0)
 
 
+def abort() -> None:
+    faulthandler.disable()
+    os.abort()
+
+
 @pytest.mark.parametrize(
     ("fault", "end"),
     [
         (segfault, "SIGSEGV: a crash of the decoder"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL: perhaps out of memory"),
+        (abort, "SIGABRT: a crash of the decoder"),
         (lambda: os._exit(3), "exit status 3"),
     ],
 )
@@ -97,18 +108,147 @@ def test_what_a_slide_raises_is_listed_with_its_remedy():
     assert outcomes(only_b(odd))[1]["reason"] == "slide b: RuntimeError: what now"
 
 
+def fault(number: int) -> OSError:
+    return OSError(number, os.strerror(number), "/data/b.svs")
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError("all of it"), OSError(errno.ENOSPC, "No space left on device"), InputError("no such checkpoint", file="w.bin")]
+    ("error", "message"),
+    [
+        (fault(errno.ENOSPC), "/data/b.svs: the disk is full"),
+        (fault(errno.EMFILE), "/data/b.svs: too many files are open"),
+        (StopChunkError(), "w.bin: no such checkpoint"),
+    ],
 )
-def test_what_would_meet_every_slide_is_raised_as_it_is(error):
+def test_what_would_meet_every_slide_is_raised(error, message):
     def fail() -> None:
-        if isinstance(error, InputError):
-            raise StopChunkError from error
+        raise error from InputError("no such checkpoint", file="w.bin")
+
+    with pytest.raises((MachineError, InputError)) as raised:
+        outcomes(only_b(fail))
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (MemoryError("all of it"), "memory is not enough"),
+        (fault(errno.EACCES), "permission is denied"),
+        (fault(errno.EIO), "the disk does not read or write (input/output error)"),
+        (fault(errno.ESTALE), "the network disk does not answer"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["raised", "as InputError"])
+def test_a_fault_of_the_machine_is_no_property_of_its_slide_and_the_others_go_on(error, problem, wrapped):
+    def fail() -> None:
+        if wrapped:
+            raise InputError("cannot be read", file="/data/b.svs") from error
         raise error
 
-    with pytest.raises(type(error)) as raised:
-        outcomes(only_b(fail))
-    assert str(raised.value) == str(error)
+    found = outcomes(only_b(fail))
+    assert isinstance(found[1], MachineError)
+    assert found[1].problem == problem
+    assert [found[0]["slide"], found[2]["slide"]] == ["a", "c"]
+
+
+def test_an_absent_file_is_the_inputs():
+    def fail() -> None:
+        raise fault(errno.ENOENT)
+
+    assert outcomes(only_b(fail))[1]["reason"].startswith("slide b: FileNotFoundError")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGXCPU])
+def test_a_kill_is_no_property_of_the_slide(how, tmp_path):
+    """Twice, as by the kernel for want of memory: the job fails, and the same call goes on once it is gone."""
+    kills = tmp_path / "kills"
+    kills.touch()
+
+    def killed() -> None:
+        if kills.exists():
+            os.kill(os.getpid(), how)
+
+    manifest = tmp_path / "m.tsv"
+    with pytest.raises(MachineError) as raised:
+        run_slides("tissue", pd.DataFrame(ROWS), only_b(killed), ["slide"], manifest)
+    assert not manifest.exists()
+    assert str(raised.value).startswith(f"not done for a cause that passes: 1 of 3 slides (b): reading it was ended 2 times ({how.name}")
+    assert "Give the job more (--set-resources RULE:mem_mb=" in str(raised.value)
+    kills.unlink()
+    run_slides("tissue", pd.DataFrame(ROWS), only_b(killed), ["slide"], manifest)
+    assert list(read_table(manifest)["status"]) == ["ok"] * 3
+
+
+def test_memory_that_is_limited_is_the_machines(tmp_path):
+    """The address space of the child is bounded while slide b asks for ten gigabytes: a MemoryError of NumPy."""
+
+    def greedy() -> None:
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, limits[1]))
+        try:
+            np.zeros(10 << 30, np.uint8)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+
+    found = outcomes(only_b(greedy))
+    assert found[1].problem == "memory is not enough"
+    assert found[2]["slide"] == "c"
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["the disk reads", "the disk does not read"])
+def test_sigbus_is_the_slides_only_where_the_disk_gives_its_bytes(tmp_path, is_whole):
+    """Bytes beyond the end of what is mapped; /proc/self/mem is a file that opens and whose reading is an input/output error."""
+    slide = tmp_path / "b.bmp"
+    slide.write_bytes(bytes(8192)) if is_whole else slide.symlink_to("/proc/self/mem")
+
+    def beyond() -> None:
+        faulthandler.disable()
+        with open(tmp_path / "cut", "wb+") as handle:
+            handle.truncate(8192)
+            mapped = mmap.mmap(handle.fileno(), 8192)
+            handle.truncate(0)
+            mapped[5000]
+
+    rows = [{**row, "path": str(slide)} for row in ROWS]
+    found = list(supervise(rows, only_b(beyond), 30.0))[1]
+    if is_whole:
+        assert "(SIGBUS: a file that it read was cut, or a disk did not read)" in found["reason"]
+    else:
+        assert (found.problem, found.path) == ("the disk does not read or write (input/output error)", str(slide))
+
+
+def test_pixels_that_a_disk_does_not_give_are_no_damage(tmp_path):
+    """OpenSlide tells of a disk that does not read as of a damaged slide; the file is therefore read to its end before it is blamed."""
+    whole, stuck = tmp_path / "whole.svs", tmp_path / "stuck.svs"
+    whole.write_bytes(b"pixels")
+    stuck.symlink_to("/proc/self/mem")
+
+    def undecodable(row: dict) -> dict[str, object]:
+        raise InputError("more than 10% of the slide cannot be read", file=row["path"]) from UnreadableRegionError("TIFFReadTile failed")
+
+    rows = [{"slide_id": path.stem, "path": str(path)} for path in (whole, stuck)]
+    damaged, fault = supervise(rows, undecodable, 30.0)
+    assert "cannot be read" in damaged["reason"]
+    assert fault.problem == "the disk does not read or write (input/output error)"
+
+
+@pytest.mark.parametrize("change", ["replaced", "gone"])
+def test_a_slide_that_is_not_the_one_that_was_listed_is_no_row(tmp_path, change):
+    """A disk that is unmounted, or a slide that is copied anew, while the run goes on."""
+    paths = [tmp_path / f"{name}.svs" for name in "ab"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    listed = [slide_fingerprint(path) for path in paths]
+    slides = pd.DataFrame({"slide_id": ["a", "b"], "path": [str(path) for path in paths], "fingerprint": listed})
+    if change == "gone":
+        paths[1].unlink()
+    else:
+        paths[1].write_bytes(b"other")
+    problem = "is gone since the slides were listed" if change == "gone" else "was changed since the slides were listed"
+    with pytest.raises(MachineError, match=f"1 of 2 slides \\(b\\): {problem} at {paths[1]}"):
+        run_slides("tissue", slides, lambda row: {}, [], tmp_path / "m.tsv")
+    run_slides("tissue", slides.assign(fingerprint=[listed[0], float("nan")]), lambda row: {}, [], tmp_path / "m.tsv")
+    assert len(read_table(tmp_path / "m.tsv")) == 2
 
 
 def test_an_error_that_cannot_travel_keeps_its_words():

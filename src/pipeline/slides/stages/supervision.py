@@ -1,12 +1,12 @@
 """Slides one after the other in a child process that may crash, hang or be killed without taking the others along.
 
 A damaged slide can bring a decoder written in C to crash or to run for ever, which no `except` catches. The child is watched: when it dies
-or falls silent over a slide, a new one tries that slide again, and after the second time the slide is given up and listed.
+or falls silent over a slide, a new one tries that slide again, and after the second time the slide is given up and listed. What is the
+machine's fault (`pipeline.machine`), a kill among it, is no property of the slide: it is told apart, and the slide is not listed.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import multiprocessing
 import pickle
@@ -15,15 +15,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
+from openslide import OpenSlideError
+
 from pipeline.errors import InputError
 from pipeline.jobs.forking import die_with_parent, how_it_ended
+from pipeline.machine import MEMORY, MachineError, causes, machine_fault, read_to_end
+from pipeline.slides.filesets import slide_files
 from pipeline.slides.opening import UnreadableRegionError
-from pipeline.stopping import GRACE
+from pipeline.stopping import GRACE, STATUS
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGTRAP, signal.SIGILL, signal.SIGFPE)  # by which a decoder ends over a damaged slide
 COPY_AGAIN = "Check that the file was copied whole (size, checksum)."
 
 Process = Callable[[dict], dict[str, object]]
@@ -52,11 +56,12 @@ def is_retry() -> bool:
     return _retries.is_set()
 
 
-def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterator[dict[str, object] | Failure]:
+def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterator[dict[str, object] | Failure | MachineError]:
     """What `process` makes of every row, in order, computed in a child process (Linux; elsewhere in this one).
 
-    A slide whose process raises is a `Failure`, and so is one over which the child died, or said nothing for `patience` seconds, twice.
-    Raised here is what would meet every slide: the cause of a `StopChunkError`, a lack of memory, a full disk.
+    A slide whose process raises is a `Failure`, and so is one over which the child crashed, or said nothing for `patience` seconds, twice.
+    For one that met a fault of the machine, or over which the child was killed twice, it is the `MachineError`, and the others go on.
+    Raised here is what would meet every slide: the cause of a `StopChunkError`, a full disk.
     """
     done, deaths = 0, 0
     while done < len(rows):
@@ -64,6 +69,7 @@ def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterat
         try:
             while done < len(rows):
                 if not messages.poll(patience):
+                    code = None
                     end = f"nothing was heard of it for {patience:g} s"
                     break
                 kind, value = messages.recv()
@@ -74,7 +80,8 @@ def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterat
                     done, deaths = done + 1, 0
         except EOFError:
             child.join()
-            end = how_it_ended(child.exitcode, "a crash of the decoder")
+            code = child.exitcode
+            end = how_it_ended(code, "a crash of the decoder")
         except SystemExit:  # the job is told to stop: the child keeps what it has done of its slide
             child.terminate()
             child.join(GRACE)
@@ -87,9 +94,23 @@ def supervise(rows: Sequence[dict], process: Process, patience: float) -> Iterat
             deaths += 1
             log.warning("slide %s: the process that read it ended (%s)", rows[done]["slide_id"], end)
         if deaths == ATTEMPTS:
-            reason = f"slide {rows[done]['slide_id']}: reading it ended the process {ATTEMPTS} times ({end})."
-            yield Failure(reason=reason, remedy=f"{COPY_AGAIN} If it is whole, give the job more memory or leave the slide out.")
+            yield _given_up(rows[done], code, end)
             done, deaths = done + 1, 0
+
+
+def _given_up(row: dict, code: int | None, end: str) -> Failure | MachineError:
+    """What becomes of a slide over which the process ended again and again, with exit code `code` (None: it hung).
+
+    A crash is the decoder's. SIGBUS is not, where the disk does not give the bytes of the slide: they are then missing from what was mapped
+    into memory. All other signals come from outside: the kernel kills for want of memory, a person or a scheduler for its own reasons.
+    """
+    if code == -signal.SIGBUS and (fault := _unread(row)):
+        return fault
+    if code is not None and (code == STATUS or (code < 0 and -code not in (*CRASHES, signal.SIGBUS))):
+        remedy = f"{MEMORY.remedy} If it is ended whatever the memory, leave the slide out of the slide table."
+        return MachineError(f"reading it was ended {ATTEMPTS} times ({end})", path=row.get("path"), remedy=remedy)
+    reason = f"slide {row['slide_id']}: reading it ended the process {ATTEMPTS} times ({end})."
+    return Failure(reason=reason, remedy=f"{COPY_AGAIN} If it is whole, give the job more memory or leave the slide out.")
 
 
 def _start(rows: Sequence[dict], process: Process, retry: bool) -> tuple[multiprocessing.Process, Connection]:
@@ -119,16 +140,26 @@ def _outcome(row: dict, process: Process) -> tuple[str, object]:
         return "outcome", process(row)
     except StopChunkError as error:
         return "stop", _portable(error.__cause__)
-    except MemoryError as error:
-        return "stop", error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            return "stop", error
+        hidden = any(isinstance(link, (UnreadableRegionError, OpenSlideError)) for link in causes(error))
+        if fault := machine_fault(error, row.get("path")) or (_unread(row) if hidden else None):
+            return "stop" if fault.everywhere else "outcome", fault
         return "outcome", _explained(error, row["slide_id"])
 
 
+def _unread(row: dict) -> MachineError | None:
+    """What keeps the bytes of a slide from its decoder, which does not tell it from damage; None where all can be read."""
+    try:
+        read_to_end(slide_files(row["path"]))
+    except (MachineError, OSError) as found:
+        return machine_fault(found, row["path"])
+    return None
+
+
 def _portable(error: BaseException | None) -> BaseException:
-    """The error, or its text where it cannot be sent to another process."""
+    """The error, as the machine's where it is, or its text where it cannot be sent to another process."""
+    if error and (fault := machine_fault(error)):
+        return fault
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
