@@ -1,6 +1,7 @@
 """Public data for a machine with internet, into <data_dir>/tcga: ask, fetch, cut to a cohort (docs/retrieve.md).
 
-Cohort files point at the outputs. Rules that need the internet are local, since the nodes of a cluster rarely have it.
+Cohort files point at the outputs. Rules that need the internet are local, since the nodes of a cluster rarely have it. They carry no version
+of their code, as the others do: what was fetched stays, whatever a new version of this project would fetch today.
 """
 
 from pipeline.retrieve.settings import RetrieveSettings
@@ -30,6 +31,8 @@ rule retrieve_tables:
     localrule: True
     conda:
         "../../envs/analysis.yaml"
+    params:
+        code=code("retrieve_tables"),
     script:
         "../scripts/retrieve_tables.py"
 
@@ -78,6 +81,8 @@ rule retrieve_slides:
     localrule: True
     conda:
         "../../envs/analysis.yaml"
+    params:
+        code=code("retrieve_slides"),
     script:
         "../scripts/retrieve_slides.py"
 
