@@ -1,6 +1,7 @@
 """The version of what a script runs changes with every module that it reaches, and with nothing else."""
 
 import ast
+import re
 import shutil
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -121,3 +122,18 @@ def test_an_edit_of_each_module_is_seen_by_the_scripts_that_reach_it_and_by_no_o
 def test_training_one_model_depends_on_its_file_and_on_no_other_models():
     closure = Code().closure(ROOT / "workflow/scripts/train_fold.py", "pipeline.models.abmil")
     assert {file.stem for file in closure if file.parent.name == "models"} == {"abmil", "__init__", "interface", "registry"}
+
+
+def test_every_rule_carries_the_version_of_its_own_script():
+    """But for those that fetch what lies elsewhere: it stays, whatever a new version would fetch today."""
+    fetching = set()
+    for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        for block in re.split(r"^(?=rule )", file.read_text(), flags=re.MULTILINE)[1:]:
+            rule, script = re.match(r"rule (\w+)", block)[1], re.search(r'"\.\./scripts/(\w+)\.py"', block)[1]
+            carried = re.search(r"^ +code=code(?:_of_model)?\(\"(\w+)\"\)", block, re.MULTILINE)
+            if carried:
+                assert carried[1] == script, rule
+            else:
+                fetching.add(rule)
+    assert all(rule.startswith("retrieve_") for rule in fetching)
+    assert len(fetching) == 7
