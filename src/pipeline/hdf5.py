@@ -64,11 +64,13 @@ def _check(file: h5py.File, name: str, values: h5py.Dataset) -> None:
     if how.get_external_count():
         raise _elsewhere(file, name, f"bytes of {how.get_external(0)[0].decode(errors='replace')}")
     size = values.dtype.itemsize
-    declared = size * max(math.prod(values.shape or ()), math.prod(values.chunks or ()))
+    declared = size * (math.prod(values.shape) if values.shape is not None else 0)
     stored = min(values.id.get_storage_size(), file.id.get_filesize())
     shape = f"{list(values.shape or ())} of {values.dtype}"
     if declared and not stored:
         raise InputError(f"dataset {name!r} was never written", file=file.filename, found=f"{shape}, no byte of it stored")
+    if values.chunks:  # one is unpacked as a whole, however little of it lies in the dataset
+        declared = max(declared, size * math.prod(values.chunks))
     check_declared(f"dataset {name!r}", declared, stored, file.filename, shape=shape)
 
 
@@ -78,7 +80,7 @@ def _elsewhere(file: h5py.File, name: str, found: str) -> InputError:
 
 
 def texts(values: h5py.Dataset) -> np.ndarray:
-    """The entries of a one-dimensional dataset of text [N], as objects `str`.
+    """The entries of a dataset of texts of any length [N], as objects `str`.
 
     They are read in blocks: each entry is a reference, and many may lead to one long text.
     """
@@ -86,7 +88,7 @@ def texts(values: h5py.Dataset) -> np.ndarray:
     most, total = file.id.get_filesize(), 0
     step = max(16, TEXT_BLOCK // max(1, most))
     for start in range(0, len(values), step):
-        block = values.asstr()[start : start + step]
+        block = values.asstr("utf-8")[start : start + step]
         total += sum(map(len, block))
         check_declared(f"dataset {values.name!r}", total, most, file.filename, shape=f"{len(values)} texts", limit=MOST_PACKED)
         words.append(block)

@@ -20,8 +20,10 @@ import numpy as np
 
 import pipeline
 from pipeline.errors import InputError, nearest
-from pipeline.files import atomic
+from pipeline.files import atomic, require_file
+from pipeline.hdf5 import attributes, datasets, open_hdf5, texts
 from pipeline.identifiers import check_id
+from pipeline.npz import read_npz
 
 log = logging.getLogger(__name__)
 
@@ -129,20 +131,28 @@ def _write(path: str | Path, parts: Iterable[BagRows], shape: tuple[int, int], d
 def _open(path: str | Path) -> tuple[np.ndarray, BagRows]:
     """Features mapped from disk, and the rest of the file."""
     try:
-        with h5py.File(path, "r") as file:
-            dataset = file[FEATURES]
-            offset, shape, dtype = dataset.id.get_offset(), dataset.shape, dataset.dtype
-            columns = {name: _text(file[name][()]) for name in file if name != FEATURES}
-            attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+        with open_hdf5(path) as file:
+            found = datasets(file)
+            features = found.pop(FEATURES)
+            offset, shape, dtype = features.id.get_offset(), features.shape, features.dtype
+            columns = {name: _text(_values(values)) for name, values in found.items()}
+            facts = attributes(file)
         patients = columns.pop(PATIENT).astype(str)
         if offset is None or len(shape) != 2 or not shape[0] or patients.shape != shape[:1] or (patients[1:] < patients[:-1]).any():
             expected = "rows [N, d] in one piece, in the order of patient_id [N]"
             raise InputError("is no file of bags", file=path, expected=expected, remedy=REMAKE)
-    except (OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except InputError as error:
+        raise InputError(error.problem, file=path, found=error.found, expected=error.expected, remedy=REMAKE) from error
+    except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         expected = f"an HDF5 file with {FEATURES!r} and {PATIENT!r}"
         raise InputError(f"cannot be read ({type(error).__name__}: {error})", file=path, expected=expected, remedy=REMAKE) from error
-    features = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
-    return features, BagRows(features[:0], patients, columns, attributes)
+    rows = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+    return rows, BagRows(rows[:0], patients, columns, facts)
+
+
+def _values(item: h5py.Dataset) -> np.ndarray:
+    text = h5py.check_string_dtype(item.dtype)
+    return texts(item) if text and text.length is None and item.ndim == 1 else item[()]
 
 
 def _agreed(some: Mapping[str, object], others: Mapping[str, object]) -> dict[str, object]:
@@ -151,16 +161,16 @@ def _agreed(some: Mapping[str, object], others: Mapping[str, object]) -> dict[st
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of a .npz or .h5 file; nothing that a file may hide in pickles is executed."""
-    if not path.is_file():
-        raise InputError("no such file of instances", file=path, expected="a .npz or .h5 file", remedy="Check the path and `data_dir`.")
+    require_file(path, "file of instances", expected="a .npz or .h5 file", remedy="Check the path and `data_dir`.")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+            return read_npz(path)
         if path.suffix in (".h5", ".hdf5"):
-            with h5py.File(path, "r") as file:
-                return {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset) and item.ndim}
-    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+            with open_hdf5(path) as file:
+                return {name: _values(item) for name, item in datasets(file).items() if item.ndim}
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         remedy = "Write it again; text as arrays of fixed-length strings, since pickled objects are not loaded."
         raise InputError(f"cannot be read ({error})", file=path, remedy=remedy) from error
     raise InputError("not a format of instances", file=path, found=path.suffix, expected=".npz, .h5 or .hdf5")

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from pipeline.cohort.bags import BagRows, gather_bags, write_bags
 from pipeline.errors import InputError
 from pipeline.files import sha256
+from pipeline.hdf5 import attributes, open_hdf5
 from pipeline.imaging.manifest import Cases, SequenceFiles, read_cases
 from pipeline.imaging.mri import MriSettings, NoTumourError, Tumour, read_tumour
 from pipeline.slides.encoders.network import HANDCRAFTED, Encoder, EncoderSettings, load_encoder
@@ -189,9 +189,10 @@ def _inputs(files: Mapping[str, SequenceFiles]) -> str:
 def _rows_of(path: Path, origin: Mapping[str, str]) -> list[dict[str, object]] | None:
     """The manifest's rows kept in a bag that was made from the same without a failure; None where there is none."""
     try:
-        with h5py.File(path, "r") as file:
-            same = all(file.attrs.get(key) == value for key, value in origin.items())
-            rows = json.loads(file.attrs["manifest"]) if same else []
-    except OSError:
+        with open_hdf5(path) as file:
+            facts = attributes(file)
+    except (OSError, InputError):
         return None
+    same = all(facts.get(key) == value for key, value in origin.items())
+    rows = json.loads(str(facts["manifest"])) if same else []
     return rows if rows and all(row["status"] != FAILED for row in rows) else None

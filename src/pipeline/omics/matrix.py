@@ -17,12 +17,14 @@ from pipeline import tables
 from pipeline.cohort.labels import refuse_labels
 from pipeline.errors import InputError, nearest
 from pipeline.files import atomic
+from pipeline.hdf5 import datasets, open_hdf5, texts
 from pipeline.omics.symbols import refuse_dates
 from pipeline.omics.units import check_unit, settle, transformed
 
 log = logging.getLogger(__name__)
 
 KINDS = ("rnaseq", "cnv", "mut")
+REMAKE = "Delete it, so that it is built again."
 REPORT = ("file", "kind", "unit", "source", "transform", "patients", "features", "missing")
 SUFFIXES = tuple(f"_{kind}" for kind in KINDS)
 # Numeric columns that public gene tables carry beside the genes; none of them is a HGNC symbol.
@@ -166,15 +168,21 @@ def _write(matrix: OmicsMatrix, output: str | Path) -> None:
 
 def read_matrix(path: str | Path) -> OmicsMatrix:
     """Read what `build_matrix` wrote. Raises `InputError` when the file is absent or is not such a file."""
+    expected = "an HDF5 file with `values`, `patient_id` and `feature`"
     try:
-        with h5py.File(path, "r") as file:
-            patients, features = (tuple(file[name].asstr()[()]) for name in ("patient_id", "feature"))
-            return OmicsMatrix(file["values"][()], patients, features)
-    except (OSError, KeyError, AttributeError, TypeError) as error:
-        expected = "an HDF5 file with `values`, `patient_id` and `feature`"
-        raise InputError(
-            f"cannot be read ({error})", file=path, expected=expected, remedy="Delete it, so that it is built again."
-        ) from error
+        with open_hdf5(path) as file:
+            found = datasets(file)
+            patients, features = (tuple(texts(found[name])) for name in ("patient_id", "feature"))
+            values = found["values"][()]
+    except InputError as error:
+        expected = error.expected or expected
+        raise InputError(error.problem, file=path, found=error.found, expected=expected, remedy=REMAKE) from error
+    except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"cannot be read ({error})", file=path, expected=expected, remedy=REMAKE) from error
+    if values.shape != (len(patients), len(features)):
+        found, expected = list(values.shape), [len(patients), len(features)]
+        raise InputError("does not fit its patients and features", file=path, found=found, expected=expected, remedy=REMAKE)
+    return OmicsMatrix(values, patients, features)
 
 
 def _some_names(names: Sequence[str]) -> str:

@@ -61,13 +61,13 @@ def _work(results: Path, stage: str, encoder: str) -> tuple[pd.DataFrame, float]
 
 def _on_gpu(results: Path, encoder: str) -> bool:
     """Whether a file of features says that a GPU made it."""
-    import h5py
+    from pipeline.hdf5 import attributes, open_hdf5
 
     file = next((results / "slides" / "features" / encoder).glob("*.h5"), None)
     if file is None:
         return False
-    with h5py.File(file) as features:
-        return "cuda" in str(features.attrs.get("device", ""))
+    with open_hdf5(file) as features:
+        return "cuda" in str(attributes(features).get("device", ""))
 
 
 def _summed(jobs: pd.DataFrame, units: float, cohorts: tuple[str, ...], on_gpu: bool = False) -> Measured:

@@ -21,6 +21,7 @@ import pandas as pd
 
 from pipeline.errors import InputError, nearest
 from pipeline.files import atomic, write_text
+from pipeline.hdf5 import attributes, open_hdf5
 from pipeline.slides.contours import read_contours
 from pipeline.slides.features import PatchFile, read_features
 from pipeline.slides.listing import read_slides
@@ -144,9 +145,9 @@ def _export_slide(layout: str, slide: EncodedSlide, out: Path, label: str) -> bo
 def _origin(path: Path) -> dict[str, object]:
     """From what an exported file was made; nothing of a file that is absent, cannot be read, or that another tool wrote."""
     try:
-        with h5py.File(path, "r") as file:
-            return {key: file.attrs[key] for key in ("settings", "slide_fingerprint") if key in file.attrs}
-    except OSError:
+        with open_hdf5(path) as file:
+            return {key: value for key, value in attributes(file).items() if key in ("settings", "slide_fingerprint")}
+    except (OSError, InputError):
         return {}
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pipeline
 from pipeline.errors import InputError
 from pipeline.files import atomic, require_file
+from pipeline.hdf5 import attributes, dataset, open_hdf5
 from pipeline.machine import machine_fault
 from pipeline.slides.provenance import SpoiltError
 from pipeline.slides.sealing import is_as_sealed, seal
@@ -100,11 +101,11 @@ def read_features(path: str | Path) -> PatchFile:
 
 def _read(path: str | Path, *, with_features: bool) -> tuple[np.ndarray | None, np.ndarray | None, dict[str, object]]:
     with _proven(path) as file:
-        sets = {name: file[name] for name in (COORDS, FEATURES) if name in file}
-        attributes = {k: _plain(v) for owner in (*sets.values(), file) for k, v in owner.attrs.items()}
+        sets = {name: found for name in (COORDS, FEATURES) if (found := dataset(file, name)) is not None}
+        facts = attributes(*sets.values(), file)
         coords = _matrix(sets[COORDS], path, columns=2).astype(np.int32) if COORDS in sets else None
         features = _matrix(sets[FEATURES], path) if with_features and FEATURES in sets else None
-    return coords, features, attributes
+    return coords, features, facts
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def _proven(path: str | Path) -> Iterator[h5py.File]:
         is_whole = is_as_sealed(require_file(path, "HDF5 file", remedy=REMAKE))
         if is_whole is False:
             raise SpoiltError("is damaged: its content does not fit its checksum", file=path, remedy=REMAKE)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             slide_id, expected = file.attrs.get("slide_id"), Path(path).stem
             if is_whole and slide_id != expected:
                 raise SpoiltError("holds another slide", file=path, found=slide_id, expected=expected, remedy=REMAKE)
@@ -126,17 +127,13 @@ def _proven(path: str | Path) -> Iterator[h5py.File]:
         raise machine_fault(error, path) or InputError(f"cannot be read as HDF5 ({error})", file=path, remedy=REMAKE) from error
 
 
-def _matrix(dataset: h5py.Dataset, path: str | Path, columns: int | None = None) -> np.ndarray:
-    shape = dataset.shape
+def _matrix(values: h5py.Dataset, path: str | Path, columns: int | None = None) -> np.ndarray:
+    shape = values.shape
     usable = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
     if not usable or (columns and shape[-1] != columns):
         expected = f"[N, {columns or 'd'}]"
-        raise InputError(f"dataset {dataset.name!r} has another shape", file=path, found=list(shape), expected=expected, remedy=REMAKE)
-    return dataset[()].reshape(-1, shape[-1])
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
+        raise InputError(f"dataset {values.name!r} has another shape", file=path, found=list(shape), expected=expected, remedy=REMAKE)
+    return values[()].reshape(-1, shape[-1])
 
 
 def _check_finite(features: np.ndarray, path: str | Path) -> None:
@@ -156,15 +153,15 @@ def map_features(path: str | Path) -> np.ndarray:
     Raises `InputError` as `read_features`.
     """
     with _proven(path) as file:
-        mapped = _mapped(file.get(FEATURES), path)
+        mapped = _mapped(dataset(file, FEATURES), path)
     return read_features(path).features if mapped is None else mapped  # type: ignore[return-value]
 
 
-def _mapped(dataset: object, path: str | Path) -> np.ndarray | None:
+def _mapped(values: h5py.Dataset | None, path: str | Path) -> np.ndarray | None:
     """What lies in one piece, without reading it; None for anything else."""
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or not len(dataset) or dataset.id.get_offset() is None:
+    if values is None or values.ndim != 2 or not len(values) or values.id.get_offset() is None:
         return None
-    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=dataset.id.get_offset(), shape=dataset.shape)
+    return np.memmap(path, dtype=values.dtype, mode="r", offset=values.id.get_offset(), shape=values.shape)
 
 
 def read_made(path: str | Path, settings: str, slide_fingerprint: str) -> PatchFile | None:
@@ -176,7 +173,7 @@ def read_made(path: str | Path, settings: str, slide_fingerprint: str) -> PatchF
         if file is None:
             return None
         coords = file[COORDS][()] if COORDS in file else None
-        return PatchFile(coords, _mapped(file.get(FEATURES), path), {k: _plain(v) for k, v in file.attrs.items()})
+        return PatchFile(coords, _mapped(dataset(file, FEATURES), path), attributes(file))
 
 
 @contextmanager
@@ -186,7 +183,7 @@ def _made(path: str | Path, **origin: str) -> Iterator[h5py.File | None]:
         return
     slide_id = None
     if is_whole := is_as_sealed(path):
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             slide_id = file.attrs["slide_id"]
             if slide_id == Path(path).stem:
                 yield file if all(file.attrs.get(key) == value for key, value in origin.items()) else None

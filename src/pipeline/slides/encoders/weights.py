@@ -11,6 +11,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.slides.encoders.table import EncoderSpec
+from pipeline.tensors import check_tensors
 
 WRAPPERS = ("state_dict", "model", "teacher")  # keys under which training code likes to hide the weights
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -73,6 +74,8 @@ def read_weights(path: Path, remedy: str = "") -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if path.suffix != ".safetensors":
+        check_tensors(path)
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, ImportError) as error:
