@@ -42,13 +42,17 @@ def check_declared(
         )
 
 
-def check_pixels(size: tuple[int, int], stored: int, file: str | Path, *, most: int, remedy: str = "", slide: str | None = None) -> None:
+def check_pixels(
+    what: str, size: tuple[int, int], stored: int, file: str | Path, *, most: int, remedy: str = "", slide: str | None = None
+) -> None:
     """Raise `InputError` where a picture of `size` (width, height) has more than `most` pixels, or more than `stored` bytes can hold."""
     pixels = size[0] * size[1]
     fits = max(SMALL_PICTURE, PIXELS_A_BYTE * stored)
     if pixels > min(most, fits):
         raise InputError(
-            "declares more pixels than the file holds" if pixels > fits else "has too many pixels to be decoded whole",
+            f"{what} declares more pixels than the file holds"
+            if pixels > fits
+            else f"{what} has to be decoded whole and is too large for that",
             file=file,
             slide=slide,
             found=f"{size[0]} × {size[1]} pixels" + (f" in {stored:,} bytes" if pixels > fits else ""),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.machine import machine_fault
 from pipeline.tables import numeric, read_table
 
 LAID = "tissue and patches"  # the row of the stages before an encoder
@@ -102,10 +103,12 @@ def _thumbnail(path: Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             small = image.convert("RGB")
             small.thumbnail(OVERLAY_SIZE)
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        if fault := machine_fault(error, path):
+            raise fault from error
         return ""
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.limits import check_pixels
 from pipeline.slides.signatures import COPY_AGAIN, recognise
 
 if TYPE_CHECKING:
@@ -129,14 +130,8 @@ def _decode(path: Path, kind: str) -> np.ndarray:
     try:
         with plugins[kind](path) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise InputError(
-                    f"{kind} has to be decoded whole and is too large for that",
-                    file=path,
-                    found=f"{width} × {height} pixels",
-                    expected=f"at most {MAX_PIXELS} pixels",
-                    remedy=f"Convert it: `vips tiffsave {path.name} {path.stem}.tif --tile --pyramid --compression jpeg --bigtiff`.",
-                )
+            remedy = f"Convert it: `vips tiffsave {path.name} {path.stem}.tif --tile --pyramid --compression jpeg --bigtiff`."
+            check_pixels(kind, (width, height), path.stat().st_size, path, most=MAX_PIXELS, remedy=remedy)
             pixels = np.empty((height, width, 3), np.uint8)
             for top in range(0, height, ROWS):
                 pixels[top : top + ROWS] = _rows(picture.crop((0, top, width, min(top + ROWS, height))))

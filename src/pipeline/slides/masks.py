@@ -14,7 +14,9 @@ from shapely.geometry import Polygon, box
 from shapely.ops import unary_union
 
 from pipeline.errors import InputError
+from pipeline.limits import check_pixels
 from pipeline.slides.contours import polygonal, read_contours
+from pipeline.slides.signatures import check_directories, recognise
 from pipeline.slides.tissue import trace
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 CONTOURS, IMAGES = (".geojson", ".json"), (".png", ".tif", ".tiff", ".bmp")
 ASPECT = 0.02  # by which the proportions of mask and slide may differ, beside a pixel and a half of rounding
 OVERHANG = 0.01  # share of the contours' area that may lie outside the slide
+DECODERS = ("PNG", "TIFF", "BMP", "JPEG")  # what a mask may be by its content, whatever its name says
+MAX_PIXELS = 170_000_000
 LONGEST = 4096  # pixels of a mask's longer side beyond which it is shrunk before it is traced
 
 
@@ -111,13 +115,22 @@ def _read_image(path: Path, slide_id: str, settings: MaskSettings) -> np.ndarray
     """The pixel values [H, W] of a mask; of a coloured one whether a pixel is not black."""
     from PIL import Image
 
+    remedy = "Save the mask anew as PNG of at most 170 million pixels."
+    kind = recognise(path).kind
+    if kind not in DECODERS:
+        expected = ", ".join(DECODERS)
+        raise InputError("cannot be read as an image", file=path, slide=slide_id, found=kind, expected=expected, remedy=remedy)
+    if kind == "TIFF":
+        check_directories(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=[kind]) as image:  # by its content alone: Pillow hands PostScript to Ghostscript
+                check_pixels("mask", image.size, path.stat().st_size, path, slide=slide_id, most=MAX_PIXELS, remedy=remedy)
                 values = np.asarray(image)
+    except InputError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        remedy = "Save the mask anew as PNG of at most 170 million pixels."
         raise InputError(f"cannot be read as an image ({error})", file=path, slide=slide_id, remedy=remedy) from error
     if values.ndim == 2:
         return values.astype(np.uint8) if values.dtype == bool else values

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.files import require_file
 from pipeline.machine import machine_fault
 from pipeline.slides.images import PlainImage, on_white, open_image
-from pipeline.slides.signatures import truncation
+from pipeline.slides.signatures import check_directories, check_extent, truncation
 
 PLAIN = (None, "generic-tiff")  # read by `images`: OpenSlide darkens 16 bits, passes over SubIFDs and knows fewer codecs
 COMPANIONS = {
@@ -39,6 +39,7 @@ class Slide:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         _check_readable(self.path)
+        check_directories(self.path)
         vendor = openslide.OpenSlide.detect_format(self.path)
         self._handle: _Scan | PlainImage
         self.format: str
@@ -49,6 +50,7 @@ class Slide:
         self.dimensions: tuple[int, int] = self._handle.dimensions
         self.downsamples: tuple[float, ...] = self._handle.downsamples
         self.properties: Mapping[str, str] = self._handle.properties
+        check_extent(self.path, self.dimensions, self.properties)
 
     def __enter__(self) -> Slide:
         return self

@@ -12,6 +12,7 @@ from shapely.geometry import Polygon
 from pipeline.files import atomic
 from pipeline.machine import machine_fault
 
+PNG = b"\x89PNG\r\n\x1a\n"
 SHORTEST, LONGEST = 800, 1600  # pixels of the longer side of a picture
 OUTER, HOLE, GRID = (0, 160, 0), (255, 90, 0), (0, 90, 200)  # RGB: green is in no common stain, orange tells holes apart
 COLUMNS, A_PAGE = 10, 100
@@ -72,7 +73,7 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
 
 
 def read_picture(path: str | Path) -> np.ndarray | None:
-    """RGB uint8 [H, W, 3]; None where there is no such file or it is no picture. Raises `MachineError` where it cannot be read."""
+    """RGB uint8 [H, W, 3] of a PNG; None where there is no such file or it is none. Raises `MachineError` where it cannot be read."""
     if not Path(path).is_file():
         return None
     try:
@@ -81,7 +82,7 @@ def read_picture(path: str | Path) -> np.ndarray | None:
         if fault := machine_fault(error, path):
             raise fault from error
         return None
-    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content[: len(PNG)].tobytes() == PNG else None
     return None if picture is None else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 

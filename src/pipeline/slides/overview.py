@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 BLOCK = 2048  # level pixels read at a time: 16 MiB
 SMALLEST_BLOCK = 128
+MAX_PIXELS = 2**28  # of the overview: 131 mm squared at 8 µm
 BOUNDS = tuple(f"openslide.bounds-{name}" for name in ("x", "y", "width", "height"))
 
 REDUCTIONS = (1, 2, 4, 8)
@@ -59,6 +60,10 @@ def read_overview(slide: Slide, downsample: float, max_unreadable: float = 0.1) 
 def _reduced(slide: Slide, level: int, downsample: float, max_unreadable: float, read: Reader) -> Overview:
     side = max(1, int(BLOCK * slide.downsamples[level] / downsample))
     width, height = (math.ceil(extent / downsample) for extent in slide.dimensions)
+    if width * height > MAX_PIXELS:
+        found, expected = f"{width} x {height} pixels", f"at most {MAX_PIXELS:,}"
+        remedy = "Check the resolution (mpp) of the slide: its overview has pixels of the size that tissue is found at."
+        raise InputError("the overview of the slide has an absurd size", file=slide.path, found=found, expected=expected, remedy=remedy)
     image = np.full((height, width, 3), 255, np.uint8)
     lost = rescued = 0
     pending = _blocks(_scanned(slide, downsample, (width, height)), side)[::-1]

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.errors import InputError
+
 log = logging.getLogger(__name__)
 
 HEAD = 4096
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # by TIFF type; 1 for all others
+SUB_DIRECTORIES = 330  # TIFF tag
+CODESTREAM, BOXES = b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "  # with which JPEG 2000 begins, bare or within boxes
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that state a size
 PIECES = (273, 279, 324, 325)  # TIFF tags: offsets and lengths of strips, of tiles
 PIECE_TYPES = {3: "u2", 4: "u4", 16: "u8"}
-MAX_DIRECTORIES = 10_000
+MAX_DIRECTORIES = 1_000  # of a TIFF: a scanner writes some dozens, a stack of planes some hundreds
+MAX_SIDE = 2**20  # pixels: a slide of 75 mm has 750,000 at 0.1 µm
+MAX_TILE = 2**26  # pixels of one tile, which is decoded as a whole
 COPY_AGAIN = "Copy the file again from its source and compare size and checksum."
 UNPACK = "Unpack it and name the slide inside."
 DOWNLOAD = "Download the slide itself; the link or the login may have expired."
@@ -105,6 +114,90 @@ def truncation(path: str | Path, *, pixels: bool = True) -> str:
         log.debug("%s: %s", path, error)
         return ""
     return f"the file looks truncated: it should reach byte {needed} and has {size} bytes" if needed > size else ""
+
+
+def check_directories(path: str | Path) -> None:
+    """Raise `InputError` for a TIFF whose directories lead in a circle, or are more than any scanner writes: a reader follows them all.
+
+    Nothing is said of a file that is no TIFF, or whose directories end in garbage: that is told by its reader.
+    """
+    with open(path, "rb") as handle:
+        head = handle.read(16)
+        if head[:4] not in TIFF_HEADS:
+            return
+        order, big = ("<" if head[:1] == b"I" else ">"), head[:4] in TIFF_HEADS[2:]
+        count, entry, pointer = (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
+        seen: dict[int, int] = {}
+        try:
+            (at,) = struct.unpack_from(pointer, head, 8 if big else 4)
+            while at:
+                if at in seen:
+                    raise _endless(path, f"directory {len(seen)} leads back to directory {seen[at] + 1}", "each directory once")
+                seen[at] = len(seen)
+                (entries,) = struct.unpack(count, _bytes(handle, at, struct.calcsize(count)))
+                planes = _sub_directories(_bytes(handle, at + struct.calcsize(count), min(entries, HEAD) * entry), order, big)
+                if len(seen) + planes > MAX_DIRECTORIES:
+                    raise _endless(path, f"more than {MAX_DIRECTORIES:,}", f"at most {MAX_DIRECTORIES:,}")
+                (at,) = struct.unpack(pointer, _bytes(handle, at + struct.calcsize(count) + entries * entry, struct.calcsize(pointer)))
+        except (struct.error, OverflowError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            log.debug("%s: %s", path, error)
+
+
+def check_extent(path: Path, dimensions: tuple[int, int], properties: Mapping[str, str]) -> None:
+    """Raise `InputError` for a slide of absurd size, or one of whose tiles takes gigabytes to decode."""
+    if max(dimensions) > MAX_SIDE:
+        found, expected = "{} x {} pixels".format(*dimensions), f"at most {MAX_SIDE:,} a side"
+        raise InputError("the slide has an absurd size", file=path, found=found, expected=expected, remedy=COPY_AGAIN)
+    for name, width in properties.items():
+        height = properties.get(name.replace("tile-width", "tile-height"), "") if name.endswith("tile-width") else ""
+        if width.isdecimal() and height.isdecimal() and int(width) * int(height) > MAX_TILE:
+            found, expected = f"{width} x {height} pixels", f"at most {MAX_TILE:,} pixels"
+            raise InputError("a tile has an absurd size", file=path, found=found, expected=expected, remedy=COPY_AGAIN)
+
+
+def _sub_directories(entries: bytes, order: str, big: bool) -> int:
+    """How many directories a directory names beside the next one."""
+    layout = struct.Struct(order + ("HHQ8x" if big else "HHI4x"))
+    return sum(
+        values for tag, _, values in layout.iter_unpack(entries[: len(entries) // layout.size * layout.size]) if tag == SUB_DIRECTORIES
+    )
+
+
+def _endless(path: str | Path, found: str, expected: str) -> InputError:
+    problem, remedy = "cannot be opened as a slide (the directories of the TIFF)", COPY_AGAIN
+    return InputError(problem, file=path, found=found, expected=expected, remedy=remedy)
+
+
+def coded_size(stream: bytes) -> tuple[int, int] | None:
+    """Width and height that a JPEG, JPEG 2000 or WebP stream declares, asked before it is decoded; None where it does not tell."""
+    if stream[:4] == CODESTREAM or stream[:8] == BOXES:
+        return max((_codestream_size(stream, at.start()) for at in re.finditer(CODESTREAM, stream)), key=math.prod, default=None)
+    if stream[:4] == b"RIFF":
+        return _webp_size(stream.ljust(32, b"\0"))
+    at = 2
+    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker in FRAMES:
+            height, width = struct.unpack_from(">2H", stream, at + 5)
+            return width, height
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big") if marker != 0xFF else 1
+    return None
+
+
+def _codestream_size(stream: bytes, at: int) -> tuple[int, int]:
+    right, bottom, left, top = struct.unpack(">4I", stream[at + 8 : at + 24].ljust(16, b"\0"))
+    return right - left, bottom - top
+
+
+def _webp_size(stream: bytes) -> tuple[int, int]:
+    if stream[12:16] == b"VP8X":
+        return 1 + int.from_bytes(stream[24:27], "little"), 1 + int.from_bytes(stream[27:30], "little")
+    if stream[12:16] == b"VP8L":
+        bits = int.from_bytes(stream[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(stream[26:28], "little") & 0x3FFF, int.from_bytes(stream[28:30], "little") & 0x3FFF
 
 
 def _reaches(handle: BinaryIO, size: int, pixels: bool) -> Iterator[int]:

@@ -15,11 +15,15 @@ from tifffile import COMPRESSION, PHOTOMETRIC
 
 from pipeline.errors import InputError
 from pipeline.slides.images import Level, on_white
-from pipeline.slides.signatures import CONVERT, COPY_AGAIN, truncation
+from pipeline.slides.signatures import CONVERT, COPY_AGAIN, coded_size, truncation
 
 log = logging.getLogger(__name__)
 
 MAX_SEGMENT = 2**26  # pixels of one strip or tile: 192 MiB (our choice)
+SMALL_SEGMENT = 2**20  # pixels that any picture within a TIFF may have
+PLAIN = (*(COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS), COMPRESSION.ZSTD)
+PICTURES = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG, COMPRESSION.JPEG2000, COMPRESSION.WEBP)  # with a size of their own
+PICTURES += (COMPRESSION.APERIO_JP2000_YCBC, COMPRESSION.APERIO_JP2000_RGB, COMPRESSION.JPEG_2000_LOSSY)
 CACHE_BYTES = 2**26  # of decoded strips and tiles a level
 MIN_SAMPLE, MAX_SAMPLE = 280, 281  # TIFF tags: the declared range of the samples
 UNITS = {2: "inch", 3: "centimeter"}
@@ -69,6 +73,8 @@ def _check(page: tifffile.TiffPage, tiff: tifffile.TiffFile, path: Path) -> None
 
     if page.dtype is None or page.dtype.kind not in "bu" or page.dtype.itemsize > 2:
         raise refuse(f"has samples of type {page.dtype}")
+    if page.compression not in {*PLAIN, *PICTURES}:
+        raise refuse(f"has {_name(page.compression)} compression")
     if page.photometric not in SAMPLES:
         raise refuse(f"has the colour space {_name(page.photometric)}")
     if page.samplesperpixel not in (SAMPLES[page.photometric], SAMPLES[page.photometric] + 1):
@@ -147,7 +153,7 @@ class _Segments:
     def __init__(self, page: tifffile.TiffPage, descriptor: int, path: Path, to_rgb: Callable[[np.ndarray], np.ndarray]) -> None:
         self.width, self.height = page.imagewidth, page.imagelength
         self._descriptor, self._to_rgb = descriptor, to_rgb
-        self._decode, self._tables = page.decode, page.jpegtables
+        self._decode, self._tables, self._is_picture = page.decode, page.jpegtables, page.compression in PICTURES
         self._offsets, self._counts = page.dataoffsets, page.databytecounts
         self._w, self._h = (page.tilewidth, page.tilelength) if page.is_tiled else (self.width, min(page.rowsperstrip, self.height))
         if self._w * self._h > MAX_SEGMENT:
@@ -194,6 +200,7 @@ class _Segments:
         if offset + count > os.fstat(self._descriptor).st_size:  # asked first: a damaged number may be more than a read can take
             raise OSError(f"the file looks truncated: pixels should reach byte {offset + count}, the file ends before")
         data = os.pread(self._descriptor, count, offset)
+        self._check_coded(data)
         try:
             segment, _, _ = self._decode(data, index, jpegtables=self._tables)
         except MemoryError:
@@ -201,6 +208,16 @@ class _Segments:
         except Exception as error:  # every codec raises errors of its own
             raise OSError(str(error) or type(error).__name__) from error
         return segment[0]
+
+    def _check_coded(self, data: bytes) -> None:
+        """Raise `OSError` for a picture within the TIFF that declares more than a strip or tile: it would be decoded all the same."""
+        if not self._is_picture:
+            return
+        size = coded_size(data)
+        if size is None and data.startswith(b"\xff\xd8"):
+            raise OSError("the JPEG stream states no size")
+        if size and size[0] * size[1] > max(SMALL_SEGMENT, 2 * self._w * self._h):
+            raise OSError(f"the stream has {size[0]} x {size[1]} pixels in place of {self._w} x {self._h}")
 
 
 def _declared_range(page: tifffile.TiffPage, path: Path) -> tuple[int, int]:

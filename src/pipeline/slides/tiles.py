@@ -20,6 +20,7 @@ import simplejpeg
 from pipeline.errors import InputError
 from pipeline.machine import machine_fault
 from pipeline.slides.opening import Slide, UnreadableRegionError
+from pipeline.slides.signatures import coded_size
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -143,6 +144,10 @@ class Tiles:
         return view
 
     def _decode(self, grid: TileGrid, stream: memoryview, reduce: int, out: np.ndarray | None) -> np.ndarray:
+        if out is None or grid.compression != JPEG:  # else the decoder compares it with the room that it is given
+            size = coded_size(bytes(stream))
+            if size != grid.tile:
+                raise ValueError("has {} x {} pixels".format(*size) if size else "states no size")
         if grid.compression == JPEG:
             width, height = grid.tile
             smaller = {"min_width": width // reduce, "min_height": height // reduce, "min_factor": reduce} if reduce > 1 else {}
