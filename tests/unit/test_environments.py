@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from rattler import MatchSpec
 
 from pipeline.provenance import CODE
@@ -37,8 +38,8 @@ def dependencies(file: Path) -> list[str]:
 
 
 def versions(file: Path) -> dict[str, str]:
-    """Package → pinned version."""
-    return dict(line.split("=", 1) for line in dependencies(file))
+    """Package → its versions: ``=3.11`` or ``>=2.2,<2.5``."""
+    return {line[: line.index(sign)]: line[line.index(sign) :] for line in dependencies(file) for sign in re.findall("[>=]", line)[:1]}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -48,7 +49,8 @@ def test_a_file_is_one_that_conda_can_read(file):
     assert document["channels"] == ["conda-forge", "nodefaults"]
     for line in dependencies(file):
         assert MatchSpec(line).version is not None
-        assert re.fullmatch(r"[a-z0-9_-]+=\d+\.\d+", line), f"{line}: pinned to major.minor"
+        pattern = r"python=\d+\.\d+|[a-z0-9_-]+>=\d+\.\d+,<\d+\.\d+"
+        assert re.fullmatch(pattern, line), f"{line}: a range of minor versions, lest one missing build costs the whole environment"
     for requirement in (Requirement(line) for part in document["dependencies"] if isinstance(part, dict) for line in part["pip"]):
         assert requirement.specifier
         assert requirement.url is None
@@ -61,14 +63,16 @@ def test_cpu_and_gpu_differ_in_one_package():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_versions_are_those_of_the_lock(file):
+def test_the_newest_version_of_a_package_is_that_of_the_lock(file):
     lines = (line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#"))
     lock = {name.lower(): version for name, version in (line.split("==") for line in lines)}
-    pinned = versions(file)
-    assert pinned.pop("python") in (ROOT / "requirements.lock").read_text().splitlines()[0]
-    for package, version in pinned.items():
+    allowed = versions(file)
+    assert allowed.pop("python").strip("=") in (ROOT / "requirements.lock").read_text().splitlines()[0]
+    for package, wanted in allowed.items():
         if package not in NOT_OF_LOCK:
-            assert lock[LOCK_NAMES.get(package, package)].split(".")[:2] == version.split("."), package
+            major, minor = map(int, lock[LOCK_NAMES.get(package, package)].split(".")[:2])
+            assert wanted.endswith(f",<{major}.{minor + 1}"), f"{package}: the newest is the lock's {major}.{minor}"
+            assert f"{major}.{minor}" in SpecifierSet(wanted), package
 
 
 def rules() -> Iterator[tuple[str, str, str]]:

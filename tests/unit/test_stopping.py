@@ -17,7 +17,7 @@ finally:
 """
 STUCK = """
 import signal, subprocess, sys, threading
-from pipeline.stopping import end_surely_on_sigterm
+from pipeline.jobs.node import end_surely_on_sigterm
 lock = threading.Lock()
 end_surely_on_sigterm(seconds=0.5)
 signal.signal(signal.SIGTERM, lambda *_: lock.acquire())  # as Snakemake does it

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.jobs.run import Owner
 from tests.workflow.conftest import command, run
 
 SETTINGS = ("demo={patients: 24}", "models=[snn,survq]", "splits={folds: 2}", "training={epochs: 8, checkpoint_seconds: 0}")
@@ -85,13 +86,51 @@ def test_ten_kills_at_random_moments_change_no_byte(tmp_path, whole):
     assert products(tmp_path) == found
 
 
+def trained(folder: Path) -> list[Path]:
+    """The processes that train in `folder`."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"train_fold.py" in (place / "cmdline").read_bytes() and (place / "cwd").resolve() == folder.resolve():
+                found.append(place)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.long
+def test_jobs_of_a_killed_driver_cannot_overwrite_the_results_of_the_next(tmp_path):
+    """The driver is killed while folds train for hours, and the same is asked for with one epoch."""
+    target, setting = ("--", "results/demo/summary.tsv"), "training={epochs: %d, checkpoint_seconds: 0}"
+    few = ("--config", "demo={patients: 24}", "models=[survq]", "splits={folds: 2}", setting % 1, *target)
+    many = tuple(word if word != setting % 1 else setting % 100_000 for word in few)
+    run(tmp_path / "undisturbed", *few)
+    with subprocess.Popen(command(tmp_path / "killed", *many), stderr=subprocess.DEVNULL, start_new_session=True) as driver:
+        while not list((tmp_path / "killed/results/demo").glob("survq/fold*/checkpoint.pt")):
+            assert driver.poll() is None
+            time.sleep(0.1)
+        kill(driver, everything=False)
+    assert trained(tmp_path / "killed")
+    run(tmp_path / "killed", *few)
+    assert not trained(tmp_path / "killed")
+    files = [*(tmp_path / "undisturbed/results/demo").glob("*/fold*/*.tsv"), tmp_path / "undisturbed/results/demo/summary.tsv"]
+    for file in files:
+        assert (tmp_path / "killed" / file.relative_to(tmp_path / "undisturbed")).read_bytes() == file.read_bytes(), file
+    assert "Nothing to be done" in run(tmp_path / "killed", *few)
+
+
 @pytest.mark.slow
 def test_a_second_driver_on_the_same_folder_is_refused(tmp_path):
     with subprocess.Popen(command(tmp_path, *SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as first:
         try:
-            while not list((tmp_path / ".snakemake" / "locks").glob("*")):
+            while not list((tmp_path / "results/demo").glob("logs/*")):
                 assert first.poll() is None
                 time.sleep(0.1)
-            assert "lock" in run(tmp_path, *SMALL, fails=True).lower()
+            token, locks = Owner.read(tmp_path / ".snakemake").token, len(list((tmp_path / ".snakemake/locks").glob("*")))
+            refused = run(tmp_path, "--nolock", *SMALL, fails=True)  # Snakemake's own locks are of files: other targets would pass them
+            assert f"another snakemake works in this folder (process {first.pid} on" in refused
+            assert Owner.read(tmp_path / ".snakemake").token == token
+            assert len(list((tmp_path / ".snakemake/locks").glob("*"))) == locks > 0
+            assert first.poll() is None
         finally:
             os.killpg(first.pid, signal.SIGKILL)

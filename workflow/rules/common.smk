@@ -22,12 +22,12 @@ from pipeline.jobs import cores
 from pipeline.jobs.cluster import Cluster
 from pipeline.jobs.ending import Ending, notify
 from pipeline.jobs.finished import fold_settings_digest, parts
+from pipeline.jobs.node import end_surely_on_sigterm
 from pipeline.jobs.records import expire, is_recorded
 from pipeline.jobs.run import leave_driver
 from pipeline.placeholders import without_braces
 from pipeline.progress import Progress
 from pipeline.provenance import code_version
-from pipeline.stopping import end_surely_on_sigterm
 
 
 def or_stop(function, *arguments):

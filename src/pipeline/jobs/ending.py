@@ -22,6 +22,7 @@ SHOWN, WIDTH = 5, 220  # failures that are named, and characters of a line: the 
 TAIL = 65536  # bytes of a log that are looked through for its error
 STATUS = re.compile(r"SLURM status is: '(\w+)'")
 TELLING = re.compile(r"(?: ERROR |slurmstepd: error: |^\w*(?:Error|Exception)\b:? ?)(.+)$")
+NOT_SUBMITTED = "not submitted"
 SECONDS = 60  # that the command of `notify` may take
 MEANS = {
     "TIMEOUT": "it needs more runtime",
@@ -66,15 +67,16 @@ class Ending(logging.Handler):
 
     def _failure(self, record: logging.LogRecord) -> Failure:
         group = self._groups.pop(record.jobid, {})
-        logs = [str(file) for file in [*record.log, *group.get("aux_logs", [])] if file]
-        return Failure(record.rule_name, next(map(str, record.output), ""), self._cause(record, group), list(dict.fromkeys(logs)))
+        cause = self._cause(record, group)
+        logs = [str(file) for file in [*record.log, *group.get("aux_logs", [])] if file and not cause.startswith(NOT_SUBMITTED)]
+        return Failure(record.rule_name, next(map(str, record.output), ""), cause, list(dict.fromkeys(logs)))
 
     def _cause(self, record: logging.LogRecord, group: Mapping[str, object]) -> str:
         """What SLURM told of a job, or of the group that it ran in."""
         if not self._cluster:
             return ""
         if refused := self._cluster.not_submitted(vars(record)):
-            return f"not submitted: {refused}"
+            return f"{NOT_SUBMITTED}: {refused}"
         told = STATUS.search(record.rule_msg or "")
         job = str(record.aux.get("external_jobid") or group.get("external_jobid") or "")
         state = told[1] if told else slurm.states(self._cluster.folder).get(job, "COMPLETED")
@@ -91,7 +93,8 @@ class Ending(logging.Handler):
             count = f"{len(jobs)} jobs" if len(jobs) > 1 else "1 job"
             outputs = ", ".join(failure.output for failure, _ in jobs[:3]) + (", …" if len(jobs) > 3 else "")
             lines.append(f"failed: {stage}, {count} ({outputs})" + (f"; {cause}" if cause else ""))
-            lines.append(f"    {jobs[0][1] or 'no log was written'}" + (f": {text}" if text else ""))
+            if not cause.startswith(NOT_SUBMITTED):
+                lines.append(f"    {jobs[0][1] or 'no log was written'}" + (f": {text}" if text else ""))
         if len(kinds) > SHOWN:
             lines.append(f"and {len(kinds) - SHOWN} other failures: see the complete log")
         lines += ["What is finished is kept. Next, when the cause is gone:", f"    {command}"]
