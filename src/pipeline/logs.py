@@ -32,12 +32,9 @@ def logged(path: str | Path) -> Iterator[None]:
         logging.getLogger().addHandler(handler)
         follow()
         yield
-    except InputError as error:
-        logging.getLogger("pipeline").error("%s", error)
-        sys.exit(1)
     except Exception as error:
-        if fault := machine_fault(error):
-            logging.getLogger("pipeline").error("%s", fault)
+        if told := machine_fault(error) or (error if isinstance(error, InputError) else None):
+            logging.getLogger("pipeline").error("%s", told)
         else:
             logging.getLogger("pipeline").exception("unexpected error: please report it together with this log")
         sys.exit(1)

@@ -20,6 +20,7 @@ from pipeline.errors import InputError, nearest
 from pipeline.files import atomic, require_file
 from pipeline.identifiers import check_id
 from pipeline.limits import MOST_CELLS, MOST_COLUMNS, MOST_LINE, SMALL_TABLE, UNPACKING_TEXT
+from pipeline.machine import machine_fault
 from pipeline.texts import NUMBER, not_utf8
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
@@ -72,7 +73,7 @@ def read_lines(path: str | Path, newline: str | None = None) -> Iterator[str]:
         with opened(path, "rb") as handle:
             raise not_utf8(path, iter(lambda: handle.readline(MOST_LINE), b""), UTF8) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot be read as text ({error})", file=path, expected=UTF8) from error
+        raise machine_fault(error, path) or InputError(f"cannot be read as text ({error})", file=path, expected=UTF8) from error
 
 
 def _too_much(path: Path, row: int, left: int) -> InputError:

@@ -23,6 +23,7 @@ from pipeline.errors import InputError, nearest
 from pipeline.files import atomic, require_file
 from pipeline.hdf5 import attributes, datasets, open_hdf5, texts
 from pipeline.identifiers import check_id
+from pipeline.machine import machine_fault
 from pipeline.npz import read_npz
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ def _open(path: str | Path) -> tuple[np.ndarray, BagRows]:
         raise InputError(error.problem, file=path, found=error.found, expected=error.expected, remedy=REMAKE) from error
     except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         expected = f"an HDF5 file with {FEATURES!r} and {PATIENT!r}"
-        raise InputError(f"cannot be read ({type(error).__name__}: {error})", file=path, expected=expected, remedy=REMAKE) from error
+        problem = f"cannot be read ({type(error).__name__}: {error})"
+        raise machine_fault(error, path) or InputError(problem, file=path, expected=expected, remedy=REMAKE) from error
     rows = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
     return rows, BagRows(rows[:0], patients, columns, facts)
 
@@ -172,7 +174,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         remedy = "Write it again; text as arrays of fixed-length strings, since pickled objects are not loaded."
-        raise InputError(f"cannot be read ({error})", file=path, remedy=remedy) from error
+        raise machine_fault(error, path) or InputError(f"cannot be read ({error})", file=path, remedy=remedy) from error
     raise InputError("not a format of instances", file=path, found=path.suffix, expected=".npz, .h5 or .hdf5")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from pipeline.omics.matrix import read_matrix
 
 log = logging.getLogger(__name__)
 
-SHOWN = 20
+SHOWN, REASONS = 20, 5  # lines of a message
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,18 @@ def build_cohort(
     status ``ok`` count. vectors: modality → ``file`` and the options of `read_vectors`. bags: modality → its file of bags. Any of
     the four may be absent; a modality that is given makes a column ``has_<modality>``. include: conditions, all of which must
     hold (see `restrict`). The flow is also told to the log. Raises `InputError` as the readers do and as `restrict`,
-    `join_cohort` and `check_share` do (the last after `excluded` is written).
+    `join_cohort`, `check_slides` and `check_share` do (the last two after `excluded` is written).
     """
     sources = {} if omics is None else {"omics": Source(set(read_matrix(omics).patients))}
     sources |= {name: _bag_source(path) for name, path in (bags or {}).items()}
     sources |= {name: _table_source(spec) for name, spec in (vectors or {}).items()}
     slides = None if manifest is None else read_manifest(manifest)
-    cohort = join_cohort(restrict(read_followup(**followup), include), sources, slides)
+    followed = restrict(read_followup(**followup), include)
+    cohort = join_cohort(followed, sources, slides)
     log.info("cohort flow: %s", _told(cohort.flow))
     tables.write_table(cohort.excluded, excluded)
+    if slides is not None:
+        check_slides(slides[slides["patient_id"].isin(followed.patients["patient_id"])], min_share)
     check_share(cohort, min_share)
     tables.write_table(cohort.patients, patients)
     tables.write_table(cohort.flow, flow)
@@ -202,6 +207,38 @@ def check_share(cohort: Cohort, min_share: float) -> None:
         expected=f"at least {100 * min_share:.0f} % (`min_share`)",
         remedy="Mend what is listed in excluded.tsv, or lower `min_share`.",
     )
+
+
+def check_slides(slides: pd.DataFrame, min_share: float) -> None:
+    """Raise `InputError`, with the reasons and how many slides each cost, when less than `min_share` of the `slides` could be used.
+
+    Most slides that fail have one reason, and it is seldom the slides'.
+    """
+    failed = slides[slides["status"] != "ok"]
+    if len(slides) - len(failed) >= min_share * len(slides):
+        return
+    kinds = [_kind(*row) for row in zip(failed["stage"], failed["slide_id"], failed["reason"], strict=True)]
+    reasons = [f"{count} × {kind}" for kind, count in Counter(kinds).most_common()]
+    reasons = [*reasons[:REASONS], *[f"and {len(reasons) - REASONS} more reasons"][: len(reasons) > REASONS]]
+    raise InputError(
+        "too few slides could be used: " + " | ".join(reasons),
+        found=f"{len(slides) - len(failed)} of {len(slides)} slides of the patients with follow-up",
+        expected=f"at least {100 * min_share:.0f} % (`min_share`)",
+        remedy="Mend what is listed in excluded.tsv, or lower `min_share`.",
+    )
+
+
+def _kind(stage: str, slide_id: str, reason: str) -> str:
+    """A failed slide's reason without what is its own: its name, and the numbers that were found.
+
+    >>> _kind("tissue", "a1", "/data/a1.svs: more than 10% of the slide cannot be read (tile 3, 4); found '12 %', expected 10 %.")
+    'tissue: more than 10% of the slide cannot be read'
+    >>> _kind("encode", "a1", "slide a1: reading it ended the process 2 times (SIGSEGV: a crash).")
+    'encode: reading it ended the process 2 times'
+    """
+    where, colon, rest = reason.partition(": ")
+    text = rest if colon and slide_id in where else reason
+    return f"{stage}: {re.split(r' [(]|; found|; expected|[.]$', text)[0]}"
 
 
 def _failed_slides(slides: pd.DataFrame) -> pd.DataFrame:

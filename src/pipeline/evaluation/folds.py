@@ -14,6 +14,7 @@ import pandas as pd
 from pipeline.cohort.splits import read_splits, splits_digest
 from pipeline.config import read_yaml
 from pipeline.errors import InputError
+from pipeline.machine import machine_fault
 from pipeline.tables import FIRST_ROW, numeric, read_table
 
 NO_REASON = "no reason given"
@@ -175,7 +176,7 @@ def _read_settings(path: Path) -> dict:
     except InputError as error:
         raise InputError(error.problem, file=path, row=error.row, found=error.found, remedy=remedy) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", file=path, remedy=remedy) from error
+        raise machine_fault(error, path) or InputError(f"cannot be read ({error})", file=path, remedy=remedy) from error
 
 
 def _no_predictions() -> pd.DataFrame:

@@ -19,6 +19,7 @@ from pipeline.files import sha256
 from pipeline.hdf5 import attributes, open_hdf5
 from pipeline.imaging.manifest import Cases, SequenceFiles, read_cases
 from pipeline.imaging.mri import MriSettings, NoTumourError, Tumour, read_tumour
+from pipeline.machine import Faults, machine_fault
 from pipeline.slides.encoders.network import HANDCRAFTED, Encoder, EncoderSettings, load_encoder
 from pipeline.slides.encoders.table import EncoderSpec, encoder_spec
 from pipeline.slides.provenance import settings_digest
@@ -52,22 +53,32 @@ def mri_features(
 
     The manifest has a row a patient and sequence: `status` ``ok``, ``missing`` (not in the table, or no tumour in the mask) or
     ``failed``, the `rows` that it gives the bag, where the tumour was found, and both digests. A file that cannot be used fails its
-    sequence alone. What the encoder raises is raised: it would meet every patient. For rows that are volumes no encoder is loaded.
+    sequence alone. After a fault of the machine the other patients are done, and `MachineError` is raised in place of the manifest. What
+    the encoder raises is raised: it would meet every patient. For rows that are volumes no encoder is loaded.
     `overrides` changes entries of config/encoders.yaml; `running`: see `EncoderSettings`, with batches of 8 and no compilation where
     it does not say.
     """
     stage = _Stage(read_cases(cases, patient_id=patient_id, sequences=settings.sequences), settings, encoder, overrides, running)
-    folder, rows = Path(manifest).with_suffix(""), []
+    folder, rows, faults = Path(manifest).with_suffix(""), [], Faults("patients", len(stage.cases.patients))
     for number, (patient, files) in enumerate(stage.cases.patients.items(), start=1):
         start = time.perf_counter()
-        origin = stage.origin(files)
-        found = stage.process(patient, files, folder / f"{patient}.h5", origin)
+        try:
+            origin = stage.origin(files)
+            found = stage.process(patient, files, folder / f"{patient}.h5", origin)
+        except Exception as error:
+            fault = machine_fault(error)
+            if fault is None or fault.everywhere:
+                raise
+            log.warning("patient %s was not done: %s", patient, fault)
+            faults.add(patient, fault)
+            continue
         rows += [{"patient_id": patient, **row, **origin} for row in found]
         for row in found:
             if row["status"] != OK:
                 log.warning("patient %s, sequence %s is %s: %s", patient, row["sequence"], row["status"], row["reason"])
         count, seconds = sum(row.get("rows") or 0 for row in found), time.perf_counter() - start
         log.info("patient %s (%d of %d): %d rows; %.1f s", patient, number, len(stage.cases.patients), count, seconds)
+    faults.check()
     write_table(pd.DataFrame(rows, columns=COLUMNS).astype({"rows": "Int64", "slice_axis": "Int64"}), manifest)
 
 
@@ -170,6 +181,8 @@ def _attempt(files: SequenceFiles | None, settings: MriSettings) -> Tumour | dic
     try:
         return read_tumour(files, settings)
     except InputError as error:
+        if fault := machine_fault(error):
+            raise fault from error
         return {"status": MISSING if isinstance(error, NoTumourError) else FAILED, "reason": error.reason, "remedy": error.remedy}
 
 
@@ -180,8 +193,10 @@ def _inputs(files: Mapping[str, SequenceFiles]) -> str:
     def known(path: Path) -> str:
         try:
             return sha256(path)
-        except OSError:  # told, with its reason, when the file is read
-            return "unreadable"
+        except OSError as error:
+            if fault := machine_fault(error, path):
+                raise fault from error
+            return "unreadable"  # told, with its reason, when the file is read
 
     return settings_digest({name: [known(pair.image), known(pair.mask)] for name, pair in files.items()})
 

@@ -12,12 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.files import require_file
+from pipeline.limits import DEFLATE
+from pipeline.machine import machine_fault
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".nii", ".nii.gz")
 NIFTI2_HEADER = 540  # bytes, which the file states first, in either byte order
 SPACING = (0.01, 100.0)  # mm; a file outside states another unit or nothing (our choice)
+MOST_BYTES, SMALL_BYTES = 2**31, 2**29  # of an unpacked file; of any, since an empty mask packs to a thousandth (our choice)
+MOST_VOXELS = 2**29  # 512 × 512 × 2048; they become float32
 SAME_GRID = 1e-3  # largest difference of two affines of one grid (specification of the cohort's MRI)
 COPY_AGAIN = "Copy the file again, or leave the sequence out of the manifest."
 CONVERT = "Convert DICOM series first, for instance with `dcm2niix -z y -o <folder> <series>`."
@@ -92,9 +97,11 @@ def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if len(shape) < 3 or any(n != 1 for n in shape[3:]) or not all(shape):
             remedy = "Split the series and name one file a sequence." if len(shape) > 3 else COPY_AGAIN
             raise InputError("is not one volume", file=path, found=list(shape), expected="[X, Y, Z], or [X, Y, Z, 1]", remedy=remedy)
+        if (voxels := int(np.prod(shape, dtype=object))) > MOST_VOXELS:
+            raise InputError("has too many voxels", file=path, found=list(shape), expected=f"at most {MOST_VOXELS:,}", remedy=COPY_AGAIN)
         if dtype.kind not in "iuf":
             raise InputError("the voxels are no plain numbers", file=path, found=dtype, expected="integers or floating point")
-        promised = int(image.dataobj.offset) + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        promised = int(image.dataobj.offset) + voxels * dtype.itemsize
         if promised > len(raw):
             expected = f"{promised} bytes by its header"
             raise InputError("is cut off", file=path, found=f"{len(raw)} bytes", expected=expected, remedy=COPY_AGAIN)
@@ -102,20 +109,26 @@ def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except InputError:
         raise
     except (ImageFileError, HeaderDataError, WrapStructError, ValueError, OSError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"cannot be read as NIfTI ({error})", file=path, remedy=COPY_AGAIN) from error
+        raise machine_fault(error, path) or InputError(f"cannot be read as NIfTI ({error})", file=path, remedy=COPY_AGAIN) from error
 
 
 def _bytes(path: Path) -> bytes:
     """A file's content, unpacked as a whole, which checks its checksum: damage is then never taken for voxels."""
     if path.is_dir() or path.suffix.lower() in (".dcm", ".ima"):
         raise InputError("DICOM is not read", file=path, expected=" or ".join(SUFFIXES), remedy=CONVERT)
+    require_file(path, "image", remedy="Check the manifest's path; relative ones count from its folder.")
+    stored = path.stat().st_size
+    most = min(MOST_BYTES, max(SMALL_BYTES, DEFLATE * stored))
     try:
-        raw = path.read_bytes()
-        unpacked = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except FileNotFoundError as error:
-        raise InputError("no such image", file=path, remedy="Check the manifest's path; relative ones count from its folder.") from error
+        with open(path, "rb") as handle:
+            is_packed = handle.read(2) == b"\x1f\x8b"
+        with (gzip.open if is_packed else open)(path, "rb") as handle:
+            unpacked = handle.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"is damaged ({error})", file=path, remedy=COPY_AGAIN) from error
+        raise machine_fault(error, path) or InputError(f"is damaged ({error})", file=path, remedy=COPY_AGAIN) from error
+    if len(unpacked) > most:
+        found, expected = f"more than {most:,} bytes", f"at most {most:,} in {stored:,} stored bytes"
+        raise InputError("is too large for one volume", file=path, found=found, expected=expected, remedy=COPY_AGAIN)
     if unpacked[128:132] == b"DICM":
         raise InputError("DICOM is not read", file=path, expected=" or ".join(SUFFIXES), remedy=CONVERT)
     return unpacked

@@ -18,6 +18,7 @@ from pipeline.cohort.labels import refuse_labels
 from pipeline.errors import InputError, nearest
 from pipeline.files import atomic
 from pipeline.hdf5 import datasets, open_hdf5, texts
+from pipeline.machine import machine_fault
 from pipeline.omics.symbols import refuse_dates
 from pipeline.omics.units import check_unit, settle, transformed
 
@@ -178,7 +179,7 @@ def read_matrix(path: str | Path) -> OmicsMatrix:
         expected = error.expected or expected
         raise InputError(error.problem, file=path, found=error.found, expected=expected, remedy=REMAKE) from error
     except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"cannot be read ({error})", file=path, expected=expected, remedy=REMAKE) from error
+        raise machine_fault(error, path) or InputError(f"cannot be read ({error})", file=path, expected=expected, remedy=REMAKE) from error
     if values.shape != (len(patients), len(features)):
         found, expected = list(values.shape), [len(patients), len(features)]
         raise InputError("does not fit its patients and features", file=path, found=found, expected=expected, remedy=REMAKE)

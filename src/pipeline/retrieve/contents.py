@@ -6,6 +6,9 @@ import gzip
 import zlib
 from pathlib import Path
 
+from pipeline.limits import SMALL_TABLE, UNPACKING_TEXT
+from pipeline.machine import machine_fault
+
 HEAD = 512
 
 
@@ -24,10 +27,13 @@ def damage(path: Path, name: str) -> str | None:
 
 
 def _broken_gzip(path: Path) -> str | None:
+    left = max(SMALL_TABLE, UNPACKING_TEXT * path.stat().st_size)
     try:
         with gzip.open(path, "rb") as handle:
-            while handle.read(1 << 22):
-                pass
+            while left >= 0 and (block := handle.read(1 << 22)):
+                left -= len(block)
     except (OSError, EOFError, zlib.error) as error:
+        if fault := machine_fault(error, path):
+            raise fault from error
         return f"the gzip file is broken ({error})"
-    return None
+    return None if left >= 0 else f"the gzip file unpacks to more than {UNPACKING_TEXT} times its size"

@@ -174,7 +174,7 @@ def test_nothing_excluded_still_writes_the_table(tmp_path):
 
 
 def test_a_cohort_that_shrinks_too_far_stops_with_the_list(tmp_path):
-    slides = [(f"S{i}", f"P{i}", "ok" if i == 1 else "failed") for i in (1, 2, 4, 5)]
+    slides = [("S0", "P1", "ok"), ("S3", "P1", "ok"), *((f"S{i}", f"P{i}", "ok" if i == 1 else "failed") for i in (1, 2, 4, 5))]
     followup, options = inputs(tmp_path, omics=None, slides=slides)
     with pytest.raises(InputError) as error:
         build_cohort(followup, **options)
@@ -188,6 +188,24 @@ def test_a_cohort_that_shrinks_too_far_stops_with_the_list(tmp_path):
     assert "S4" in (tmp_path / "excluded.tsv").read_text()
     assert not (tmp_path / "patients.tsv").exists()
     assert len(build_cohort(followup, **options, min_share=0.25).patients) == 1
+
+
+def test_a_cohort_of_which_most_slides_fail_stops_with_the_reasons_although_its_patients_stay(tmp_path):
+    """Everybody has genes, so that no patient is lost; the slides of people outside the study do not count."""
+    slides = [(f"S{i}", f"P{i}", "ok" if i == 1 else "failed") for i in (1, 2, 4, 5)] + [(f"T{i}", f"X{i}", "ok") for i in range(9)]
+    followup, options = inputs(tmp_path, omics=["P1", "P2", "P4", "P5"], slides=slides)
+    manifest = tables.read_table(options["manifest"])
+    known = {"S2": "/data/S2.svs: no resolution; found 'x'.", "S4": "slide S4: no resolution.", "S5": "/data/S5.svs: is empty."}
+    tables.write_table(manifest.assign(reason=manifest["slide_id"].map(known)), options["manifest"])
+    with pytest.raises(InputError) as error:
+        build_cohort(followup, **options)
+    assert str(error.value) == (
+        "too few slides could be used: 2 × tissue: no resolution | 1 × tissue: is empty; found '1 of 4 slides of the patients with "
+        "follow-up', expected at least 50 % (`min_share`). Mend what is listed in excluded.tsv, or lower `min_share`."
+    )
+    assert "S4" in (tmp_path / "excluded.tsv").read_text()
+    assert not (tmp_path / "patients.tsv").exists()
+    assert len(build_cohort(followup, **options, min_share=0.25).patients) == 4
 
 
 def test_patients_without_any_listed_data_do_not_count_as_shrinking(tmp_path):

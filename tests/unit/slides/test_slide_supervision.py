@@ -108,15 +108,15 @@ def test_what_a_slide_raises_is_listed_with_its_remedy():
     assert outcomes(only_b(odd))[1]["reason"] == "slide b: RuntimeError: what now"
 
 
-def fault(number: int) -> OSError:
-    return OSError(number, os.strerror(number), "/data/b.svs")
+def fault(number: int, *path: str) -> OSError:
+    return OSError(number, os.strerror(number), *path)
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (fault(errno.ENOSPC), "/data/b.svs: the disk is full"),
-        (fault(errno.EMFILE), "/data/b.svs: too many files are open"),
+        (fault(errno.ENOSPC), "the disk is full."),
+        (fault(errno.EMFILE, "b.png"), "b.png: too many files are open."),
         (StopChunkError(), "w.bin: no such checkpoint"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.files import sha256
+from pipeline.machine import machine_fault
 from pipeline.slides.encoders.table import EncoderSpec
 from pipeline.tensors import check_tensors
 
@@ -79,7 +80,7 @@ def read_weights(path: Path, remedy: str = "") -> dict[str, torch.Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"cannot be read as a checkpoint ({error})", file=path, remedy=remedy) from error
+        raise machine_fault(error, path) or InputError(f"cannot be read as a checkpoint ({error})", file=path, remedy=remedy) from error
     except Exception as error:  # pickle.UnpicklingError: torch refuses anything but tensors
         raise InputError(f"holds more than weights ({type(error).__name__})", file=path, remedy=remedy) from error
     for key in WRAPPERS:

@@ -58,6 +58,8 @@ def run_slides(
     for row, found in zip(tqdm(records, desc=stage, unit="slide", disable=not sys.stderr.isatty()), outcomes, strict=True):
         slide_id = row["slide_id"]
         if isinstance(found, MachineError):
+            if found.path is not None and Path(found.path).is_relative_to(Path(manifest).parent):
+                raise found  # what all slides are written to
             faults.add(slide_id, found)
             log.warning("%s, slide %s was not done: %s", stage, slide_id, found)
         elif isinstance(found, Failure):

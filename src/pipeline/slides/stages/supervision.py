@@ -142,8 +142,10 @@ def _outcome(row: dict, process: Process) -> tuple[str, object]:
         return "stop", _portable(error.__cause__)
     except Exception as error:
         hidden = any(isinstance(link, (UnreadableRegionError, OpenSlideError)) for link in causes(error))
-        if fault := machine_fault(error, row.get("path")) or (_unread(row) if hidden else None):
-            return "stop" if fault.everywhere else "outcome", fault
+        if fault := machine_fault(error) or (_unread(row) if hidden else None):
+            if fault.everywhere:
+                return "stop", fault
+            return "outcome", fault if fault.path or "path" not in row else fault.at(row["path"])
         return "outcome", _explained(error, row["slide_id"])
 
 

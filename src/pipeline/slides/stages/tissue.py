@@ -12,7 +12,9 @@ from shapely.geometry import Polygon
 
 from pipeline.errors import InputError
 from pipeline.files import sha256
+from pipeline.machine import read_to_end
 from pipeline.slides.contours import read_contours, write_contours
+from pipeline.slides.filesets import slide_files
 from pipeline.slides.masks import MaskSettings, mask_file, outside_tissue, within
 from pipeline.slides.md5sums import Md5Sums, check_md5
 from pipeline.slides.opening import Slide
@@ -75,6 +77,8 @@ def tissue_chunk(
                 **{"width": slide.dimensions[0], "height": slide.dimensions[1], "tissue_source": source},
                 **measure(slide, tissue, resolution.mpp, quality),
             }
+        if "unreadable" in str(found["flags"]).split(";"):
+            read_to_end(slide_files(row["path"]))  # lest a disk that does not read passes for damage
         if drawn is None:
             write_contours(contours, tissue.polygons, {**origin, **found})
         draw_overlay(tissue.image, tissue.downsample, tissue.polygons, picture)
