@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-PROGRAMS = ("sbatch", "squeue", "sacct")
+PROGRAMS = ("sbatch", "squeue", "sacct", "sinfo")
 ANSWER = 50  # seconds that SLURM may take; the plugin itself waits 60
 FORGOTTEN = 300.0  # seconds for which SLURM does not list a job before it counts as lost; SLIDE2SURV_FORGOTTEN states another number
 LOST = "ERROR"  # the plugin takes it for a failure; SLURM itself has no such state
@@ -117,14 +117,28 @@ def _ask(command: Sequence[str], environment: dict[str, str], given: str = "", s
     return done.returncode, done.stdout, done.stderr
 
 
-class Submission:
-    """One call of sbatch, repeated while SLURM cannot take the job yet."""
+class Call:
+    """One call of sbatch, or of sinfo, by which the plugin finds the partition: repeated while SLURM cannot serve it yet."""
 
     def __init__(self, folder: Path, driver: int, arguments: Sequence[str], environment: dict[str, str]) -> None:
         self._folder, self._driver, self._arguments, self._environment = folder, driver, arguments, environment
         self._in_vain = 0
 
-    def __call__(self) -> int:
+    def ask(self) -> int:
+        """Call sinfo, again for as long as SLURM does not answer; prints what it prints, and returns its exit status."""
+        waits = FIRST_WAIT
+        while True:
+            status, printed, said = _ask(["sinfo", *self._arguments], self._environment)
+            if not status or not ABSENT.search(said) or self._ended():
+                (self._folder / "silent").unlink(missing_ok=True)
+                print(printed, end="")
+                print(said, end="", file=sys.stderr)
+                return status
+            _silent(self._folder, said)
+            self._sleep(waits)
+            waits = min(2 * waits, LONGEST_WAIT)
+
+    def submit(self) -> int:
         """Submit; prints what sbatch prints, and returns its exit status."""
         given = sys.stdin.read() if "/dev/stdin" in self._arguments else ""
         waits = FIRST_WAIT
@@ -209,8 +223,7 @@ def answer(folder: Path, command: Sequence[str], environment: dict[str, str]) ->
     if status and command[0] == "sacct":
         status, printed, said = _ask(["squeue", "--format=%i|%T", "--states=all", "--noheader", "--name", run], environment)
     if status:
-        since = _text(folder / "silent").partition(": ")[0] or f"SLURM does not answer since {time.strftime('%H:%M:%S')}"
-        _write(folder / "silent", f"{since}: {said.strip().rpartition(chr(10))[2]}")
+        _silent(folder, said)
         return 0
     (folder / "silent").unlink(missing_ok=True)
     print(printed, end="")
@@ -218,6 +231,12 @@ def answer(folder: Path, command: Sequence[str], environment: dict[str, str]) ->
     for job in _lost(folder, run, {**states(folder), **listed}, {job.partition("_")[0] for job in listed}):
         print(f"{job}|{LOST}")
     return 0
+
+
+def _silent(folder: Path, said: str) -> None:
+    """Note that SLURM does not answer, and since when."""
+    since = _text(folder / "silent").partition(": ")[0] or f"SLURM does not answer since {time.strftime('%H:%M:%S')}"
+    _write(folder / "silent", f"{since}: {said.strip().rpartition(chr(10))[2]}")
 
 
 def _lost(folder: Path, run: str, known: dict[str, str], listed: set[str]) -> list[str]:
@@ -247,7 +266,9 @@ def main(folder: Path, driver: int, name: str, arguments: Sequence[str]) -> int:
     """Be the program `name`, with the real ones in PATH."""
     environment = _real(folder)
     if name == "sbatch" and _option(arguments, "--job-name"):
-        return Submission(folder, driver, arguments, environment)()
+        return Call(folder, driver, arguments, environment).submit()
+    if name == "sinfo":
+        return Call(folder, driver, arguments, environment).ask()
     if name != "sbatch" and _option(arguments, "--name"):
         return answer(folder, [name, *arguments], environment)
     program = shutil.which(name, path=environment["PATH"]) or name

@@ -147,6 +147,14 @@ def test_no_answer_is_no_news_and_is_told(lab, capsys):
     assert slurm.trouble(lab / "slurm") == []
 
 
+def test_the_partition_is_asked_for_until_slurm_answers(lab, capsys):
+    be(lab / "real", "sinfo", failing(2, "slurm_load_partitions: Unable to contact slurm controller (connect failure)", "echo cpu*"))
+    assert call(lab, capsys, ["sinfo", "-h", "-o", "%P"]) == (0, "cpu*\n", "")
+    assert calls(lab, "sinfo") == 3
+    be(lab / "real", "sinfo", failing(9, "sinfo: fatal: Could not establish a configuration source"))
+    assert call(lab, capsys, ["sinfo"])[0] == 1
+
+
 def test_without_accounting_the_controller_is_asked(lab, capsys):
     be(lab / "real", "sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
     be(lab / "real", "squeue", "echo '42|COMPLETED'")
