@@ -14,7 +14,8 @@ from pipeline.errors import InputError
 SMALL = 2**26  # bytes that anything may declare, however small its file is: 64 MiB (this and all below are our choice)
 UNPACKING = 64  # times its stored bytes that an array may declare: measured numbers pack to a half or a tenth, not to a hundredth
 MOST_PACKED = 2**33  # bytes that a packed array may declare: 8 GiB
-PIXELS_A_BYTE = 8 * 1032  # the most that a byte of a picture can hold: a pixel takes a bit, and deflate packs to 1/1032
+DEFLATE = 1032  # the most bytes that deflate unpacks one to
+PIXELS_A_BYTE = 8 * DEFLATE  # the most that a byte of a picture can hold: a pixel takes a bit
 SMALL_PICTURE = 2**24  # pixels that any picture may have
 MOST_TEXT = 2**28  # bytes of a text that is read as a whole (contours; configuration has less): 256 MiB
 UNPACKING_TEXT = 200  # times its packed bytes that a table may have

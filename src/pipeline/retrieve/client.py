@@ -5,7 +5,9 @@ Built on `requests`: proxies come from the environment (HTTPS_PROXY, NO_PROXY), 
 
 from __future__ import annotations
 
+import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +20,8 @@ import requests
 from pipeline import __version__
 from pipeline.errors import InputError
 from pipeline.files import md5, sha256
-from pipeline.retrieve.part import BROKEN, RANGE_NOT_SATISFIABLE, Part, PassingError, SpoiledError, short
+from pipeline.retrieve.arriving import BROKEN, DrippingError, PassingError, arriving, short
+from pipeline.retrieve.part import RANGE_NOT_SATISFIABLE, Part, SpoiledError
 from pipeline.retrieve.settings import RetrieveSettings
 from pipeline.retrieve.source import Source, read_source, write_source
 from pipeline.seeds import seed_from
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 
 WORTH_WAITING = (408, 429)  # and every 5xx
 SPOILED = 2  # a whole file with wrong content is fetched once more, not more often (our choice): a mirror rarely changes its mind
+MOST_JSON = 1 << 28  # bytes of an answer in JSON, unpacked: 256 MiB (our choice)
+HEADERS = 5  # times the timeout within which an answer has to begin, whatever drips
 REMEDY = "Check the connection and the proxy (HTTPS_PROXY), or fetch it by hand; the same command goes on where it stopped."
 REFUSED = "The address is refused: check the names and releases under `retrieve`, and that the data are open-access."
 
@@ -82,11 +87,17 @@ class Client:
     def _json(self, url: str, query: Mapping[str, Any] | None, body: Any) -> Any:
         method = "GET" if body is None else "POST"
         with self._open(method, url, params=query, json=body, headers={"Accept": "application/json"}) as response:
+            content = bytearray()
+            for block in arriving(response, unpacked=True):
+                content += block
+                if len(content) > MOST_JSON:
+                    expected = f"at most {MOST_JSON:,} bytes"
+                    raise InputError(f"the answer of {url} is too large", found=f"more than {len(content):,}", expected=expected)
             try:
-                return response.json()
-            except ValueError as error:
+                return json.loads(content)
+            except (ValueError, RecursionError) as error:
                 kind = response.headers.get("Content-Type", "of no stated type")
-                raise PassingError(f"the answer is no JSON but {kind}, {response.text[:40]!r}") from error
+                raise PassingError(f"the answer is no JSON but {kind}, {content[:40].decode(errors='replace')!r}") from error
 
     def download(self, url: str, path: str | Path, *, size: int | None = None, digest: str | None = None) -> Source:
         """Fetch `url` to `path`, unless it is there with a source of this address, `size` (bytes) and `digest` (MD5, hex).
@@ -115,7 +126,8 @@ class Client:
                     raise InputError(f"cannot be used as it comes from {url}: {fault}", file=path, remedy=fault.remedy) from fault
                 log.warning("%s: %s; fetched once more", url, fault)
             except PassingError as fault:
-                failures = 1 if part.held > most else failures + 1
+                gained = part.held > most and not isinstance(fault, DrippingError)
+                failures = 1 if gained else failures + 1
                 most = max(most, part.held)
                 self._be_patient(url, fault, failures, path)
 
@@ -130,13 +142,13 @@ class Client:
         return known if right else None
 
     def _go_on(self, part: Part) -> None:
-        with self._open("GET", part.url, headers=part.headers(), stream=True) as response:
+        with self._open("GET", part.url, headers=part.headers()) as response:
             part.receive(response)
 
     def _open(self, method: str, url: str, *, headers: Mapping[str, str], **request: Any) -> requests.Response:
         """An answer with a good status (or 416 to a range); else `PassingError`, or `InputError` for a refusal."""
         try:
-            response = self.session.request(method, url, timeout=self.timeout, headers=headers, **request)
+            response = self._answer(method, url, headers=headers, **request)
         except BROKEN as error:
             answered = isinstance(error, requests.exceptions.ChunkedEncodingError)
             raise PassingError(short(error), answered=answered) from error
@@ -149,6 +161,25 @@ class Client:
         if response.status_code in WORTH_WAITING or response.status_code >= 500:
             raise PassingError(status, _retry_after(response))
         raise InputError(f"refused by {url}", found=status, remedy=REFUSED)
+
+    def _answer(self, method: str, url: str, **request: Any) -> requests.Response:
+        """The beginning of an answer, asked for by a thread: headers may drip for ever without one silence as long as the timeout."""
+        found: list[requests.Response | BaseException] = []
+
+        def ask() -> None:
+            try:
+                found.append(self.session.request(method, url, timeout=self.timeout, stream=True, **request))
+            except BaseException as error:  # raised again below
+                found.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(HEADERS * self.timeout)
+        if not found:
+            raise DrippingError(f"no answer began within {HEADERS * self.timeout:g} s")
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
 
     def _be_patient(self, url: str, fault: PassingError, failures: int, path: Path | None = None) -> None:
         """Sleep before the next try, or raise `InputError` after the last one."""

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 COLUMNS = ("id", "filename", "md5", "size", "state", "patient_id")  # the first five are those of gdc-client
 STATUS = ("file_id", "filename", "patient_id", "status", "reason", "remedy", "bytes")
 FIELDS = ("file_id", "file_name", "md5sum", "file_size", "state", "cases.submitter_id")
-PAGE = 500
+PAGE, MOST_FILES = 500, 100_000  # files of an answer; of all answers, a tenfold of TCGA
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MD5 = re.compile(r"[0-9a-f]{32}")
 ENDING = ".svs"
@@ -81,6 +81,8 @@ def _all_hits(url: str, filters: Mapping[str, Any], client: Client) -> list[Mapp
             raise InputError(
                 "unknown form of answer", file=url, found=str(answer)[:80], expected="data.hits, data.pagination.total"
             ) from error
+        if total > MOST_FILES:
+            raise InputError("the answer names too many files", file=url, found=f"{total:,}", expected=f"at most {MOST_FILES:,}")
         hits += page
         if len(hits) >= total or not page:
             break

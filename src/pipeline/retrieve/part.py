@@ -6,23 +6,14 @@ from pathlib import Path
 
 import requests
 import yaml
-from urllib3.exceptions import HTTPError
 
 from pipeline.files import atomic, md5, sha256, write_text
+from pipeline.retrieve.arriving import PassingError, arriving
 from pipeline.retrieve.contents import damage
 from pipeline.retrieve.source import Source, write_source
 
-BLOCK = 1 << 20
+MOST_UNSTATED = 1 << 36  # bytes of a file whose length nobody states: 64 GiB (our choice)
 RANGE_NOT_SATISFIABLE, PARTIAL = 416, 206
-BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, HTTPError)
-
-
-class PassingError(Exception):
-    """Something that may pass: the reason, the seconds the server asks to wait, and whether it answered at all."""
-
-    def __init__(self, reason: str, wait: float = 0.0, *, answered: bool = True) -> None:
-        self.wait, self.answered = wait, answered
-        super().__init__(reason)
 
 
 class SpoiledError(Exception):
@@ -95,12 +86,14 @@ class Part:
             raise SpoiledError(f"the server's file has {total} bytes, {self.total} expected", "Make the manifest anew.")
         self.total = self.total if total is None else total
         self._note(response)
+        most = MOST_UNSTATED if self.total is None else self.total
         with open(self.bytes, "ab" if start else "wb") as handle:
-            try:
-                for block in response.raw.stream(BLOCK, decode_content=False):
-                    handle.write(block)
-            except BROKEN as error:
-                raise PassingError(short(error)) from error
+            for block in arriving(response):
+                handle.write(block)
+                if handle.tell() > most:
+                    handle.truncate(start)
+                    stated = "it states no length" if self.total is None else f"{most} expected"
+                    raise SpoiledError(f"the server sends more than {most} bytes; {stated}", "Fetch the file by hand.")
         if self.total is not None and self.held < self.total:
             raise PassingError(f"the connection ended after {self.held} of {self.total} bytes")
 
@@ -148,8 +141,3 @@ def _range_of(response: requests.Response) -> tuple[int, int | None]:
         return int(first) if first.isdecimal() else -1, int(total) if total.isdecimal() else None
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdecimal() else None
-
-
-def short(error: BaseException) -> str:
-    """An error of the network libraries on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -10,10 +10,12 @@ import yaml
 
 from pipeline.config import read_yaml
 from pipeline.errors import InputError
-from pipeline.files import atomic, write_text
+from pipeline.files import atomic, require_file, write_text
 from pipeline.models import build_model
 from pipeline.models.interface import Inputs, SurvivalModel
 from pipeline.omics.scaling import Scaler
+
+TRAIN_AGAIN = "Delete the model's folds_*.tsv and run again: a fold whose files changed is trained again."
 
 
 def save_fold(weights: Path, description: Path, model: SurvivalModel | None, facts: Mapping[str, Any]) -> None:
@@ -34,15 +36,33 @@ def inputs_to_dict(inputs: Inputs) -> dict[str, Any]:
 
 def load_fold(weights: Path, description: Path) -> tuple[SurvivalModel, dict[str, Scaler], dict[str, Any]]:
     """The trained model in eval mode, its scalers by modality, and the description. Raises `InputError` for a failed fold."""
+    facts = read_yaml(description)
+    try:
+        if facts["failure"]:
+            raise InputError(f"the fold failed: {facts['failure']}", file=description)
+        offered = facts["inputs"]
+        groups = {name: tuple(sizes) for name, sizes in offered["groups"].items()}
+        inputs = Inputs(offered["bags"], offered["vectors"], groups, offered["bins"])
+        name, _, variant = facts["model"].partition("+")
+        scaling = {modality: Scaler.from_dict(saved) for modality, saved in facts["scaling"].items()}
+        model = build_model(name, inputs, variant or None, **facts["options"])
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"is not the whole description of a fold ({type(error).__name__}: {error})"
+        raise InputError(problem, file=description, remedy=TRAIN_AGAIN) from error
+    load_weights(model, weights)
+    return model.eval(), scaling, facts
+
+
+def load_weights(model: SurvivalModel, weights: Path) -> None:
+    """Put the weights of a fold into its model. Raises `InputError` for a file that is absent, damaged, or another model's."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    facts = read_yaml(description)
-    if facts["failure"]:
-        raise InputError(f"the fold failed: {facts['failure']}", file=description)
-    offered = facts["inputs"]
-    groups = {name: tuple(sizes) for name, sizes in offered["groups"].items()}
-    inputs = Inputs(offered["bags"], offered["vectors"], groups, offered["bins"])
-    name, _, variant = facts["model"].partition("+")
-    model = build_model(name, inputs, variant or None, **facts["options"])
-    model.load_state_dict(load_file(weights))
-    return model.eval(), {m: Scaler.from_dict(saved) for m, saved in facts["scaling"].items()}, facts
+    require_file(weights, "file of weights", remedy=TRAIN_AGAIN)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:  # RuntimeError: other names or shapes than the model's
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot be read as the weights of its model ({reason})", file=weights, remedy=TRAIN_AGAIN) from error

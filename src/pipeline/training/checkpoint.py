@@ -6,14 +6,14 @@ An epoch's random numbers depend on (seed, epoch) alone, so no generator state h
 from __future__ import annotations
 
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
 from pipeline.files import atomic
+from pipeline.machine import machine_fault
+from pipeline.tensors import check_tensors
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,15 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
+        check_tensors(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError) as error:
+        found = state.get("key")
+    except Exception as error:  # what a damaged archive raises is torch's choice
+        if fault := machine_fault(error, path):
+            raise fault from error
         log.warning("%s cannot be read (%s): training starts from the first epoch", path, error)
         return None
-    if state.get("key") != key:
+    if found != key:
         log.warning("%s belongs to other settings or code: training starts from the first epoch", path)
         return None
     return state

@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.nn.hazards import risk_score
 from pipeline.seeds import seed_from
 from pipeline.tables import write_table
+from pipeline.training.artifacts import load_weights
 from pipeline.training.dataset import RawData
 from pipeline.training.fold import Fold
 from pipeline.training.loop import Trainer
@@ -85,8 +86,6 @@ def rebuild(settings: Mapping[str, Any], folder: Path, raw: RawData, trained: Ma
 
     Raises `InputError` when scaling, columns, time bins, options or the shapes of the inputs are no longer those of the training.
     """
-    from safetensors.torch import load_file
-
     run = Fold(settings, trained["fold"], raw, {"seed": trained["seed"]})
     changed = [name for name in FITTED if run.facts[name] != trained[name]]
     if changed:
@@ -96,7 +95,7 @@ def rebuild(settings: Mapping[str, Any], folder: Path, raw: RawData, trained: Ma
             found=f"another {', '.join(changed)}",
             remedy="Delete the model's folds_*.tsv and run again.",
         )
-    run.model.load_state_dict(load_file(folder / "model.safetensors"))
+    load_weights(run.model, folder / "model.safetensors")
     return run, Trainer(run.model, run.offered.data, run.protocol, trained["seed"])
 
 
