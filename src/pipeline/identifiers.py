@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -26,3 +27,8 @@ def check_id(value: str, kind: str, *, file: str | Path | None = None, row: int 
         expected="letters, digits, '.', '_', '+', '-', starting with a letter or digit, without '..'",
         remedy=f"Rename the {kind} in every table; ids become file names and are never followed out of the results folder.",
     )
+
+
+def chunk_of(slide_id: str, chunks: int) -> int:
+    """The chunk of a slide. It does not depend on which other slides there are, so a new slide makes one chunk run again."""
+    return zlib.crc32(slide_id.encode()) % chunks

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 import yaml
 
-from pipeline.slides.listing import chunk_of
+from pipeline.identifiers import chunk_of
 from pipeline.tables import read_table
 from tests.workflow.conftest import ROOT, run
 

@@ -18,6 +18,7 @@ from pipeline.config import check_config, read_yaml, validate
 from pipeline.contents import Contents, Place, Source, by_content
 from pipeline.driver import claim
 from pipeline.errors import InputError
+from pipeline.identifiers import chunk_of
 from pipeline.jobs import cores
 from pipeline.jobs.cluster import Cluster
 from pipeline.jobs.ending import Ending, notify
@@ -28,6 +29,7 @@ from pipeline.jobs.run import leave_driver
 from pipeline.placeholders import without_braces
 from pipeline.progress import Progress
 from pipeline.provenance import code_version
+from pipeline.slides.drawn import drawn_by_hand
 
 
 def or_stop(function, *arguments):
@@ -271,6 +273,19 @@ def own_chunk(wildcards):
 def slide_folder(wildcards):
     """Where the cohort's slides are; what is in it stands in their list."""
     return Place(studies.slide_folder(study(wildcards.cohort)))
+
+
+@functools.cache
+def drawn(cohort):
+    """The contours that were drawn by hand, by slide, with their contents."""
+    return drawn_by_hand(f"results/{cohort}/slides/tissue")
+
+
+def drawn_contours(wildcards):
+    """Those of one chunk, so that an edit of one is noticed."""
+    count = study(wildcards.cohort)["slides"]["chunks"]
+    found = drawn(wildcards.cohort).items()
+    return {slide: content for slide, content in found if chunk_of(slide, count) == int(wildcards.chunk)}
 
 
 def slide_files(wildcards):

@@ -55,6 +55,7 @@ rule tissue:
         folder=slide_folder,
         masks=compared(studies.masks),
         mask_listing=of_study(lambda s: studies.mask_listing(s, Source.contents)),
+        drawn=drawn_contours,
         check=setting("slides", "check_levels"),
         patience=setting("slides", "patience"),
         code=code("tissue"),

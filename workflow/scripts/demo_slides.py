@@ -4,8 +4,8 @@ import pandas as pd
 
 from pipeline.demo.plan import slide_ids
 from pipeline.demo.slides import write_slides
+from pipeline.identifiers import chunk_of
 from pipeline.logs import logged
-from pipeline.slides.listing import chunk_of
 from pipeline.tables import write_table
 
 with logged(snakemake.log[0]):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,14 +22,12 @@ from shapely.ops import unary_union
 from pipeline.errors import InputError
 from pipeline.files import write_text
 from pipeline.machine import machine_fault
+from pipeline.slides.drawn import START, is_ours
 from pipeline.slides.provenance import SpoiltError
 
 log = logging.getLogger(__name__)
 
-SUFFIX = ".geojson"
-HEAD = 4096  # bytes of a file in which our properties are found
-OURS = {"made_by": "slide2surv"}
-MARKS = (b'"made_by": "slide2surv"', b'"slide_fingerprint"')  # of which damage in one place spares one
+DIGITS = 16  # of the checksum
 
 
 def write_contours(path: str | Path, polygons: Sequence[Polygon], properties: Mapping[str, object]) -> None:
@@ -46,14 +43,20 @@ def write_contours(path: str | Path, polygons: Sequence[Polygon], properties: Ma
         }
         for polygon in polygons
     ]
-    facts = {**OURS, "slide_id": Path(path).stem, **properties}
-    facts = {"checksum": _checksum(facts, features), **facts}
-    write_text(path, json.dumps({"type": "FeatureCollection", "properties": facts, "features": features}) + "\n")
+    facts = {"checksum": "0" * DIGITS, "made_by": "slide2surv", "slide_id": Path(path).stem, **properties}
+    content = json.dumps({"type": "FeatureCollection", "properties": facts, "features": features}) + "\n"
+    rest = content[len(START) + DIGITS :]
+    write_text(path, START.decode() + _checksum(rest.encode()) + rest)
 
 
-def _checksum(properties: Mapping[str, object], features: object) -> str:
-    content = {key: value for key, value in properties.items() if key != "checksum"}, features
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def _checksum(rest: bytes) -> str:
+    """Of all that follows it in a file of ours."""
+    return hashlib.sha256(rest).hexdigest()[:DIGITS]
+
+
+def _is_whole(content: bytes) -> bool:
+    end = len(START) + DIGITS
+    return content.startswith(START) and content[len(START) : end] == _checksum(content[end:]).encode()
 
 
 def read_contours(path: str | Path, ignore: Sequence[str] = (), slide_id: str | None = None) -> tuple[list[Polygon], dict[str, object]]:
@@ -64,13 +67,13 @@ def read_contours(path: str | Path, ignore: Sequence[str] = (), slide_id: str | 
     Raises `InputError` for anything else, and the `SpoiltError` among these for a file of ours that is not as it was written, or not of
     the slide `slide_id` where that is given.
     """
-    is_ours, content = False, None
     try:
         text = Path(path).read_bytes()
-        is_ours = _is_ours(text)
+        if (ours := is_ours(text)) and not _is_whole(text):
+            raise _spoilt(path)
         content = json.loads(text.decode("utf-8"))
-        if is_ours:
-            _prove(content, path, slide_id)
+        if ours and slide_id not in (None, found := content["properties"]["slide_id"]):
+            raise _spoilt(path, "holds the contours of another slide", found=found, expected=slide_id)
         features = content if isinstance(content, list) else content.get("features", [content])
         shapes = [(_class(feature), shape(feature.get("geometry", feature))) for feature in features]
     except SpoiltError:
@@ -78,8 +81,6 @@ def read_contours(path: str | Path, ignore: Sequence[str] = (), slide_id: str | 
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ShapelyError) as error:
         if fault := machine_fault(error, path):
             raise fault from error
-        if is_ours:
-            raise _spoilt(path) from error
         remedy = "Delete the file to have the tissue found again, or export the annotations anew."
         raise InputError(f"cannot be read as GeoJSON ({error})", file=path, expected="polygons", remedy=remedy) from error
     crossing = sum(not geometry.is_valid for _, geometry in shapes)
@@ -90,43 +91,12 @@ def read_contours(path: str | Path, ignore: Sequence[str] = (), slide_id: str | 
     if any(ignored):
         hole = unary_union([p for (_, geometry), out in zip(shapes, ignored, strict=True) if out for p in polygonal(geometry)])
         polygons = [part for polygon in polygons for part in polygonal(polygon.difference(hole))]
-    return polygons, content["properties"] if is_ours else {}
-
-
-def _is_ours(text: bytes) -> bool:
-    return any(mark in text[:HEAD] for mark in MARKS)
-
-
-def _prove(content: object, path: str | Path, slide_id: str | None) -> None:
-    """Raise `SpoiltError` unless the content of a file of ours fits its checksum, and its slide."""
-    properties = content.get("properties") if isinstance(content, dict) else None
-    if not isinstance(properties, dict) or properties.get("checksum") != _checksum(properties, content.get("features")):
-        raise _spoilt(path)
-    if slide_id not in (None, properties.get("slide_id")):
-        raise _spoilt(path, "holds the contours of another slide", found=properties.get("slide_id"), expected=slide_id)
+    return polygons, content["properties"] if ours else {}
 
 
 def _spoilt(path: str | Path, problem: str = "is damaged, or was edited with its properties kept", **facts: object) -> SpoiltError:
     remedy = "Delete it and run again with `--forcerun tissue`. To keep what you edited, delete the `properties` of the collection."
     return SpoiltError(problem, file=path, **facts, remedy=remedy)  # type: ignore[arg-type]
-
-
-def drawn_by_hand(folder: str | Path) -> dict[str, str]:
-    """The slides in a folder of contours whose file was drawn by hand, by id, each with 16 hex digits of the file's content.
-
-    Of the other files only the first kilobytes are read: ten thousand take less than a second.
-    """
-    drawn: dict[str, str] = {}
-    if not Path(folder).is_dir():
-        return drawn
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file():
-                with open(entry.path, "rb") as handle:
-                    head = handle.read(HEAD)
-                    if not _is_ours(head):
-                        drawn[entry.name.removesuffix(SUFFIX)] = hashlib.sha256(head + handle.read()).hexdigest()[:16]
-    return dict(sorted(drawn.items()))
 
 
 def shape_digest(polygons: Sequence[Polygon]) -> str:

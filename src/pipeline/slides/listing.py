@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pandas as pd
 
 from pipeline.errors import InputError
 from pipeline.files import matching
-from pipeline.identifiers import check_id
+from pipeline.identifiers import check_id, chunk_of
 from pipeline.slides.dicom import read_header
 from pipeline.slides.filesets import series_of, slide_files
 from pipeline.slides.provenance import set_fingerprint
@@ -80,11 +79,6 @@ def read_chunk(path: str | Path, chunk: int, chunks: int, folder: str | Path) ->
     """The slides of one chunk of ``slides.tsv``, whose files lie below `folder`."""
     slides = read_slides(path, folder)
     return slides[slides["slide_id"].map(lambda slide: chunk_of(slide, chunks)) == chunk].reset_index(drop=True)
-
-
-def chunk_of(slide_id: str, chunks: int) -> int:
-    """The chunk of a slide. It does not depend on which other slides there are, so a new slide makes one chunk run again."""
-    return zlib.crc32(slide_id.encode()) % chunks
 
 
 def _fingerprint(slide: Path, files: Callable[[Path], Sequence[Path]]) -> str:

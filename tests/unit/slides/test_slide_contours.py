@@ -10,7 +10,8 @@ import pytest
 from shapely.geometry import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
 from pipeline.errors import InputError
-from pipeline.slides.contours import HEAD, drawn_by_hand, polygonal, read_contours, shape_digest, write_contours
+from pipeline.slides.contours import polygonal, read_contours, shape_digest, write_contours
+from pipeline.slides.drawn import HEAD, drawn_by_hand
 from pipeline.slides.provenance import SpoiltError
 
 SQUARE = [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]
@@ -94,9 +95,11 @@ def test_contours_that_are_not_as_we_wrote_them_are_refused(tmp_path):
     content = json.loads(path.read_text())
     ring = content["features"][0]["geometry"]["coordinates"][0]
     content["features"][0]["geometry"]["coordinates"][0] = [[x / 2, y / 2] for x, y in ring]
-    path.write_text(json.dumps(content))
-    with pytest.raises(SpoiltError) as error:
-        read_contours(path)
+    for style in ({"sort_keys": True}, {"indent": 2}, {"separators": (",", ":")}, {}):  # of whatever tool writes it
+        path.write_text(json.dumps(content, **style))
+        assert not drawn_by_hand(tmp_path)
+        with pytest.raises(SpoiltError) as error:
+            read_contours(path)
     assert str(error.value) == (
         f"{path}: is damaged, or was edited with its properties kept. Delete it and run again with `--forcerun tissue`. "
         "To keep what you edited, delete the `properties` of the collection."
@@ -114,16 +117,14 @@ def test_contours_that_are_not_as_we_wrote_them_are_refused(tmp_path):
 def test_no_bit_of_contours_flips_without_a_word(tmp_path):
     path, rng = tmp_path / "s.geojson", np.random.default_rng(8)
     write_contours(path, [box(0, 0, 100, 80).difference(box(10, 10, 20, 20)), box(200, 0, 260, 60)], PROPERTIES)
-    whole, expected = path.read_bytes(), read_contours(path)
+    whole = path.read_bytes()
     for bit in rng.choice(8 * len(whole), 300, replace=False):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         assert not drawn_by_hand(tmp_path)
-        try:
-            assert read_contours(path, slide_id="s") == expected  # a blank that became another one, say
-        except SpoiltError:
-            continue
+        with pytest.raises(SpoiltError):
+            read_contours(path)
 
 
 def test_what_was_drawn_by_hand_is_told_by_its_head_and_digested_by_its_content(tmp_path):
