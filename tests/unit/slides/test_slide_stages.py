@@ -37,7 +37,7 @@ from pipeline.slides.reading import PatchSource
 from pipeline.slides.stages import features as features_stage
 from pipeline.slides.stages import tissue as tissue_stage
 from pipeline.slides.stages.features import ReadingSettings, features_chunk
-from pipeline.slides.stages.manifests import gather_manifests, gather_quality, publish_features
+from pipeline.slides.stages.manifests import drop_other_chunks, gather_manifests, gather_quality, publish_features
 from pipeline.slides.stages.patches import patches_chunk
 from pipeline.slides.stages.tissue import tissue_chunk
 from pipeline.slides.tissue import TissueSettings
@@ -254,6 +254,17 @@ def test_a_published_chunk_has_what_passed_and_takes_no_second_disk_space(stage)
     stage.encode(max_bad_share=0.0)  # a fails now
     publish_features(stage.features / "chunk0.tsv", published)
     assert sorted(p.name for p in published.iterdir()) == ["b.h5", "manifest.tsv"]
+
+
+def test_chunks_of_an_earlier_number_are_removed(tmp_path):
+    for name in ("tissue/chunk0.tsv", "tissue/chunk3.tsv", "tissue/chunk3b.geojson", "uni/chunk0.tsv", "uni/chunk3.tsv", "uni/chunk3/a.h5"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "uni/chunk0").mkdir()
+    (tmp_path / "uni/chunk4").symlink_to(tmp_path / "cache")
+    drop_other_chunks([tmp_path / "tissue/chunk0.tsv", tmp_path / "uni/chunk0"])
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*"))
+    assert left == ["tissue/chunk0.tsv", "tissue/chunk3b.geojson", "uni/chunk0", "uni/chunk0.tsv"]
 
 
 def test_where_the_disk_has_no_hard_links_a_chunk_is_copied(done, monkeypatch):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.errors import InputError
+from pipeline.jobs.run import hold
 from pipeline.machine import Faults, MachineError
 from pipeline.slides.filesets import slide_files
 from pipeline.slides.overlay import contact_sheet
@@ -31,6 +34,7 @@ QUALITY = ["slide_id", "patient_id", "status", "stage", "reason", *TISSUE, "patc
 EXCLUDED = ["kind", "id", "stage", "reason", "remedy"]
 OK, FAILED = "ok", "failed"
 PUBLISHED = "manifest.tsv"  # of a chunk's features, in their folder
+CHUNK = re.compile(r"chunk\d+(\.tsv)?")
 PATIENCE = 1800.0  # seconds
 
 
@@ -115,8 +119,20 @@ def publish_features(manifest: Path | str, folder: Path | str) -> None:
             if row["status"] == OK and (manifest.parent / file).exists():
                 _link(manifest.parent / file, filling / file)
     shutil.copyfile(manifest, filling / PUBLISHED)
+    hold()
     shutil.rmtree(folder, ignore_errors=True)
     filling.rename(folder)
+
+
+def drop_other_chunks(chunks: Iterable[Path | str]) -> None:
+    """Remove from the folders of `chunks`, manifests or folders of features, those of an earlier number of chunks: others read them all."""
+    kept: dict[Path, set[str]] = defaultdict(set)
+    for chunk in map(Path, chunks):
+        kept[chunk.parent].add(chunk.stem)
+    for folder, names in kept.items():
+        for path in folder.glob("chunk*"):
+            if CHUNK.fullmatch(path.name) and path.stem not in names:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _link(file: Path, place: Path) -> None:
