@@ -81,8 +81,12 @@ class MachineError(Exception):
 
     def __init__(self, problem: str, *, path: str | Path | None = None, remedy: str = "", everywhere: bool = False) -> None:
         self.problem, self.path, self.remedy, self.everywhere = problem, path, remedy, everywhere
-        place = "" if path is None else f"{path}: "
-        super().__init__(" ".join(filter(None, [f"{place}{problem}.", remedy, AGAIN])))
+        super().__init__(" ".join(filter(None, [self.reason, remedy, AGAIN])))
+
+    @property
+    def reason(self) -> str:
+        """The message without the remedy."""
+        return f"{'' if self.path is None else f'{self.path}: '}{self.problem}."
 
     def at(self, path: str | Path) -> MachineError:
         """The same fault, at another path."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import faulthandler
 import http.server
 import json
 import os
@@ -144,22 +145,37 @@ def test_every_kind_of_bad_slide_is_named_with_a_remedy(cohort, slides, tmp_path
     assert table.at["unscaled", "width"] == "3072"  # what is known of it all the same
 
 
-def test_a_slide_that_crashes_the_reader_does_not_crash_the_doctor(cohort, slides, monkeypatch, capsys):
-    cohort()
+def ended_over_a(monkeypatch, how: signal.Signals) -> None:
+    """Every process that looks at slide a ends by the signal `how`."""
     probe = probing._probe
 
-    def crash(row: dict, *arguments: object) -> None:
+    def end(row: dict, *arguments: object) -> None:
         if row["slide_id"] == "a":
-            os.kill(os.getpid(), signal.SIGKILL)
+            faulthandler.disable()
+            os.kill(os.getpid(), how)
         probe(row, *arguments)
+
+    monkeypatch.setattr(probing, "_probe", end)
+
+
+def test_a_slide_that_crashes_the_reader_does_not_crash_the_doctor(cohort, slides, monkeypatch, capsys):
+    cohort()
 
     if sys.platform != "linux":
         pytest.skip("slides are read in a process of their own on Linux")
-    monkeypatch.setattr(probing, "_probe", crash)
+    ended_over_a(monkeypatch, signal.SIGSEGV)
     assert main(["mine"]) == 0
     lines = told(capsys, "cohort mine")
     assert "  OK    slides           2 listed, all probed, 1 without a problem" in lines
     assert any(line.startswith("  WARN  slides           1 of 2 met an error that was not foreseen: a. slide a: ") for line in lines)
+
+
+def test_a_kill_for_want_of_memory_is_told_as_such(cohort, slides, monkeypatch, capsys):
+    cohort()
+    ended_over_a(monkeypatch, signal.SIGKILL)
+    assert main(["mine"]) == 1
+    told_so = "  FAIL  slides           not done for a cause that passes: 1 of 2 slides (a): reading it was ended 2 times (SIGKILL: "
+    assert any(line.startswith(told_so) for line in told(capsys, "cohort mine"))
 
 
 def test_a_cohort_without_a_usable_slide_fails(cohort, slides, capsys):

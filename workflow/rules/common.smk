@@ -26,6 +26,7 @@ from pipeline.jobs.finished import fold_settings_digest, parts
 from pipeline.jobs.node import end_surely_on_sigterm
 from pipeline.jobs.records import expire, is_recorded
 from pipeline.jobs.run import leave_driver
+from pipeline.machine import MachineError, machine_fault
 from pipeline.placeholders import without_braces
 from pipeline.progress import Progress
 from pipeline.provenance import code_version
@@ -36,8 +37,10 @@ def or_stop(function, *arguments):
     """The function's value; bad input ends Snakemake with the message alone."""
     try:
         return function(*arguments)
-    except InputError as error:
-        raise WorkflowError(str(error)) from None
+    except (InputError, MachineError, OSError) as error:
+        if told := machine_fault(error) or (error if isinstance(error, InputError) else None):
+            raise WorkflowError(str(told)) from None
+        raise
 
 
 or_stop(without_braces, workflow.basedir, "Move the folder of the workflow to a path without them.")

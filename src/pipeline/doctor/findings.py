@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
+from pipeline.machine import machine_fault
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 SHOWN = 3  # names of slides in a line; all are in the table
@@ -33,9 +34,10 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
     for subject, check in checks:
         try:
             yield from check()
-        except InputError as error:
-            yield Finding(FAIL, subject, error.reason, error.remedy)
         except Exception as error:
+            if told := machine_fault(error) or (error if isinstance(error, InputError) else None):
+                yield Finding(FAIL, subject, told.reason, told.remedy)
+                continue
             what = " ".join(f"{type(error).__name__}: {error}".split())
             yield Finding(WARN, subject, f"could not be checked ({what})", "The run may meet the same error; please report it.")
 

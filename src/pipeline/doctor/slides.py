@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline.doctor.findings import FAIL, OK, WARN, Finding, some
 from pipeline.errors import InputError
+from pipeline.machine import MachineError
 from pipeline.slides.masks import MaskSettings, outside_tissue
 from pipeline.slides.opening import Slide
 from pipeline.slides.patches import PatchSettings, lay_patches, level0_size
@@ -66,7 +67,7 @@ def probe(slides: pd.DataFrame, settings: Mapping[str, Any]) -> pd.DataFrame:
         start, facts = time.perf_counter(), {"stage": "opening"}
         try:
             _probe(row, settings, facts)
-        except InputError as error:
+        except (InputError, MachineError) as error:
             facts |= {"problem": error.reason, "advice": error.remedy}
         return facts | {"seconds": time.perf_counter() - start}
 

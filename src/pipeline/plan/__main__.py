@@ -15,6 +15,7 @@ from pipeline.amounts import duration, gigabytes
 from pipeline.doctor.machine import cores
 from pipeline.doctor.options import key_values, read_settings
 from pipeline.errors import InputError
+from pipeline.machine import MachineError
 from pipeline.plan.costs import Costs, Stage
 from pipeline.plan.hints import chunk_hint
 from pipeline.plan.jobs import count_jobs
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         text, table = plan(options)
         if options.tsv:
             write_table(table, options.tsv)
-    except InputError as error:
+    except (InputError, MachineError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.write(text)

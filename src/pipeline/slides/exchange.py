@@ -22,6 +22,7 @@ import pandas as pd
 from pipeline.errors import InputError, nearest
 from pipeline.files import atomic, write_text
 from pipeline.hdf5 import attributes, open_hdf5
+from pipeline.machine import MachineError
 from pipeline.slides.contours import read_contours
 from pipeline.slides.features import PatchFile, read_features
 from pipeline.slides.listing import read_slides
@@ -82,7 +83,7 @@ def _export(layout: str, slides_dir: str | Path, encoder: str, out: Path, label:
     for slide in slides:
         try:
             written = _export_slide(layout, slide, out, label or encoder)
-        except InputError as error:
+        except (InputError, MachineError) as error:
             outcome.failed[slide.slide_id] = str(error)
             continue
         outcome.written, outcome.kept = outcome.written + written, outcome.kept + (not written)
@@ -226,7 +227,7 @@ def run(options: argparse.Namespace) -> int:
     export = {"clam": export_clam, "trident": export_trident}[options.to]
     try:
         outcome = export(options.slides, options.encoder, options.out, options.label)
-    except InputError as error:
+    except (InputError, MachineError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stderr.writelines(f"{reason}\n" for reason in outcome.failed.values())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.machine import MachineError
 from pipeline.slides.opening import Slide
 from pipeline.slides.patches import PatchSettings, level0_size
 from pipeline.slides.provenance import slide_fingerprint
@@ -94,7 +95,7 @@ def inspect(path: str | Path, settings: PatchSettings | None = None, mpp: float 
             facts |= {"mpp": resolution.mpp, "mpp_source": resolution.source, "objective_power": resolution.objective_power}
             facts["tissue_level"] = slide.level_for(max(1.0, TissueSettings().mpp / resolution.mpp))
             facts |= _patches(slide, resolution, settings)
-    except InputError as error:
+    except (InputError, MachineError) as error:
         facts |= {"problem": error.reason, "remedy": error.remedy}
     return facts
 

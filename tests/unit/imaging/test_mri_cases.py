@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic_mri import affine, ball, write
+from tests.support.bad_nights import apart, obey_permissions, require_obedience
 
 from pipeline.cohort.bags import read_bags, read_rows
 from pipeline.errors import InputError
@@ -16,6 +17,7 @@ from pipeline.imaging.cases import gather_cases, mri_features
 from pipeline.imaging.manifest import read_cases
 from pipeline.imaging.mri import MriSettings, read_tumour
 from pipeline.imaging.nifti import read_volume
+from pipeline.machine import MachineError
 from pipeline.study import mri_listing
 
 CPU = {"device": "cpu", "batch_size": 4, "threads": 1}
@@ -108,6 +110,32 @@ def test_a_damaged_file_fails_its_sequence_alone_and_says_why(cohort, tmp_path):
     assert failed["reason"].startswith(f"{cohort.parent / 'p3' / 'art.nii.gz'}: is damaged (")
     assert failed["remedy"] == "Copy the file again, or leave the sequence out of the manifest."
     assert table.loc["p2", "art"]["reason"] == "not in the table of MRI files."
+
+
+def test_files_that_may_not_be_read_for_a_night_fail_no_sequence(cohort, tmp_path):
+    """The other patients are done; with the permission back the same call ends at the bytes of an undisturbed one."""
+    undisturbed = made(cohort, tmp_path / "undisturbed", settings=VOLUMES).read_bytes()
+
+    def night(name: str) -> tuple[str, list[str]]:
+        obey_permissions()
+        file = cohort.parent / "p2" / name
+        mode = file.stat().st_mode
+        file.chmod(0)
+        try:
+            require_obedience(file)
+            with pytest.raises(MachineError) as raised:
+                made(cohort, tmp_path / "bags", settings=VOLUMES)
+        finally:
+            file.chmod(mode)
+        return str(raised.value), sorted(path.name for path in (tmp_path / "bags").rglob("*.*"))
+
+    for name in ("t2.nii", "mask.nii"):
+        told, done = apart(night, name)
+        where = cohort.parent / "p2" / name
+        assert told.startswith(f"not done for a cause that passes: 1 of 3 patients (p2): permission is denied at {where}. Give it back")
+        assert "p1.h5" in done
+        assert not any(name.endswith(".tsv") for name in done)
+    assert made(cohort, tmp_path / "bags", settings=VOLUMES).read_bytes() == undisturbed
 
 
 def test_a_sequence_without_a_tumour_is_missing(cohort, tmp_path):
