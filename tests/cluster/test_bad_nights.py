@@ -24,7 +24,7 @@ PATIENCE = 1200  # seconds
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[SlurmLab]:
-    with SlurmLab(tmp_path_factory.mktemp("slurm"), cpus=4, memory=8000) as lab:
+    with SlurmLab(tmp_path_factory.mktemp("slurm"), cpus=4, memory=40000) as lab:
         yield lab
 
 

@@ -18,7 +18,7 @@ from pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
 
-SHOWN, WIDTH = 5, 220  # failures that are named, and characters of a line: the end is to fit on a screen
+SHOWN, WIDTH = 5, 300  # failures that are named, and characters of a line: the end is to fit on a screen
 TAIL = 65536  # bytes of a log that are looked through for its error
 STATUS = re.compile(r"SLURM status is: '(\w+)'")
 TELLING = re.compile(r"(?: ERROR |slurmstepd: error: |^\w*(?:Error|Exception)\b:? ?)(.+)$")

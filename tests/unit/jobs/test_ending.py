@@ -79,7 +79,7 @@ def test_many_kinds_of_failures_fit_on_a_screen(tmp_path):
         (tmp_path / f"{job}.log").write_text(f"12:00:01 ERROR slide {job}: {'x' * 400}\n")
     lines = ended(None, *(failure(job, log=[str(tmp_path / f"{job}.log")]) for job in range(40)))
     assert len(lines) == 14
-    assert max(map(len, lines)) == 220
+    assert max(map(len, lines)) == 300
     assert "and 35 other failures: see the complete log" in lines
 
 
