@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.files import matching
 from pipeline.identifiers import check_id, chunk_of
 from pipeline.slides.dicom import read_header
-from pipeline.slides.filesets import series_of, slide_files
+from pipeline.slides.filesets import MIRAX, series_of, slide_files
 from pipeline.slides.provenance import set_fingerprint
 from pipeline.tables import FIRST_ROW, numeric, read_table, write_table
 
@@ -119,8 +119,9 @@ def _slides(folder: Path, found: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     sets = [slide_files(path) for path in found if not path.name.startswith(".")]
     sets = {files[0]: files for files in sets}  # a DICOM series is found by each of its files
     parts = {part for first, files in sets.items() if first.suffix.lower() != ".ndpis" for part in files[1:]}  # .ndpi are slides, too
+    folders = {first.with_suffix("") for first in sets if first.suffix.lower() == MIRAX}
     for first, files in sets.items():
-        if first not in parts:
+        if len(files) > 1 or (first not in parts and first.parent not in folders):
             yield _slide_id(first, len(files), folder), first
 
 

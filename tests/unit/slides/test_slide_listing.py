@@ -152,11 +152,12 @@ def test_slides_of_the_same_bytes_are_said(tmp_path, caplog):
 def test_files_that_belong_to_a_slide_are_no_slides(tmp_path):
     write_mirax(tmp_path / "m.mrxs")
     (tmp_path / "s.vms").write_text("[Virtual Microscope Specimen]\nImageFile=s_0.jpg\n")
+    (tmp_path / "t.vms").write_text("[Virtual Microscope Specimen]\nImageFile=t.vms\nMapFile=s.vms\n")  # no file hides a slide
     (tmp_path / "set.ndpis").write_text("[NanoZoomer Digital Pathology Image Set]\nNoImages=1\nImage0=n.ndpi\n")
     for name in ("s_0.jpg", "n.ndpi", "p.jpg"):
         (tmp_path / name).touch()
     found = list_slides(tmp_path, "**/*")
-    assert sorted(Path(path).name for path in found["path"]) == ["Unnamed.dat", "m.mrxs", "n.ndpi", "p.jpg", "s.vms", "set.ndpis"]
+    assert sorted(Path(path).name for path in found["path"]) == ["m.mrxs", "n.ndpi", "p.jpg", "s.vms", "set.ndpis", "t.vms"]
 
 
 def test_a_dicom_series_is_one_slide_named_by_its_folder(tmp_path, caplog):
