@@ -69,9 +69,14 @@ class Code:
         """Top-level modules, of Python or of others, that the closure imports."""
         return {name.partition(".")[0] for file in self.closure(*entries) for name in self._module(file).names} - {PACKAGE}
 
-    def version(self, *entries: str | Path) -> str:
-        """Twelve hex digits that change with the code of any file of the closure, and with nothing else."""
-        lines = (f"{self._name(file)} {self._module(file).digest}" for file in self.closure(*entries))
+    def version(self, *entries: str | Path, within: str = "") -> str:
+        """Twelve hex digits that change with the code of any file of the closure, and with nothing else.
+
+        within: only files of that room of the package, by its dotted name.
+        """
+        room = self._root.joinpath(*within.split("."))
+        files = [file for file in self.closure(*entries) if not within or file.is_relative_to(room)]
+        lines = (f"{self._name(file)} {self._module(file).digest}" for file in files)
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
     def _entry(self, entry: str | Path) -> Path:
@@ -96,13 +101,13 @@ class Code:
 CODE = Code()
 
 
-def code_version(*entries: str | Path) -> str:
+def code_version(*entries: str | Path, within: str = "") -> str:
     """`Code.version` of this package.
 
     >>> len(code_version("pipeline.errors"))
     12
     """
-    return CODE.version(*entries)
+    return CODE.version(*entries, within=within)
 
 
 def _source(root: Path, name: list[str]) -> Path | None:

@@ -164,12 +164,12 @@ def _mapped(values: h5py.Dataset | None, path: str | Path) -> np.ndarray | None:
     return np.memmap(path, dtype=values.dtype, mode="r", offset=values.id.get_offset(), shape=values.shape)
 
 
-def read_made(path: str | Path, settings: str, slide_fingerprint: str) -> PatchFile | None:
-    """What a file of ours holds, where it was made from this very slide with these very settings; else None.
+def read_made(path: str | Path, **origin: str) -> PatchFile | None:
+    """What a file of ours holds, where its attributes say that it was made from this very `origin`; else None.
 
     Features are mapped, not read. A file that is not as it was written counts as none, and the log says so: it is about to be made again.
     """
-    with _made(path, settings=settings, slide_fingerprint=slide_fingerprint) as file:
+    with _made(path, **origin) as file:
         if file is None:
             return None
         coords = file[COORDS][()] if COORDS in file else None

@@ -20,7 +20,7 @@ import pandas as pd
 from pipeline.errors import InputError
 from pipeline.slides.features import PatchFile, read_coords, read_features, read_made, write_features
 from pipeline.slides.listing import list_slides
-from pipeline.slides.provenance import fingerprint, settings_digest
+from pipeline.slides.provenance import code_of, fingerprint, settings_digest
 from pipeline.slides.sealing import sealed_checksum
 from pipeline.slides.stages.manifests import FAILED, OK, OUTCOME, run_slides
 from pipeline.tables import read_table, write_table
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 FORMATS = ("auto", "clam", "trident", "h5", "pt")
 COLUMNS = ["patches", "unreadable", "width", "checksum"]
 PATIENCE = 300.0  # seconds for one file: on some damage HDF5 never returns
-VERSION = 2  # raised when the conversion changes: files are then made again
 REMEDY = "Extract the features of this slide again with the tool that made them, or take the slide out of the list."
 MAGNIFICATIONS = ("level0_magnification", "target_magnification")
 
@@ -122,8 +121,9 @@ def import_chunk(slides: pd.DataFrame, folder: str | Path, manifest: str | Path,
         if not path.is_file():
             raise InputError("no such file of features", file=path, slide=row["slide_id"], remedy="Add it, or take the slide out.")
         origin = {
-            "settings": settings_digest("import", VERSION, encoder, [fingerprint(p) for p in foreign_files(path)[1:]]),
+            "settings": settings_digest("import", encoder, [fingerprint(p) for p in foreign_files(path)[1:]]),
             "slide_fingerprint": fingerprint(path),
+            "code": code_of("pipeline.slides.foreign"),
         }
         made = read_made(target, **origin)
         if not made:

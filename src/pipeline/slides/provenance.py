@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.files import require_file
 from pipeline.machine import MachineError
+from pipeline.provenance import code_version
 from pipeline.slides.filesets import slide_files
 
 ENDS = 64 * 1024
@@ -61,6 +62,11 @@ def fingerprint(path: str | Path) -> str:
         handle.seek(max(size - ENDS, 0))
         digest.update(handle.read(ENDS))
     return digest.hexdigest()[:16]
+
+
+def code_of(*modules: str) -> str:
+    """The version of the code in this room that makes a slide's file, by the modules that compute what is in it."""
+    return code_version(*modules, within="pipeline.slides")
 
 
 def settings_digest(*parts: object) -> str:

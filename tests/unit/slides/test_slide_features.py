@@ -93,15 +93,15 @@ def test_a_file_of_another_shape_is_named(tmp_path, arrays, message):
 
 def test_only_a_whole_file_of_these_settings_and_this_slide_is_taken(tmp_path, caplog):
     path = tmp_path / "s.h5"
-    assert read_made(path, "abc", "def") is None
+    assert read_made(path, **ORIGIN) is None
     write_coords(path, COORDS, ORIGIN)
-    assert np.array_equal(read_made(path, "abc", "def").coords, COORDS)
-    assert read_made(path, "abd", "def") is None
-    assert read_made(path, "abc", "dee") is None
+    assert np.array_equal(read_made(path, **ORIGIN).coords, COORDS)
+    assert read_made(path, **{**ORIGIN, "settings": "abd"}) is None
+    assert read_made(path, **{**ORIGIN, "slide_fingerprint": "dee"}) is None
     assert not caplog.messages  # what is stale is made again without a word
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert read_made(path, "abc", "def") is None
+    assert read_made(path, **ORIGIN) is None
     assert caplog.messages == [f"{path} is damaged, or was written by another version: it is made again"]
     with pytest.raises(InputError, match="cannot be read as HDF5"):
         read_coords(path)
@@ -109,7 +109,7 @@ def test_only_a_whole_file_of_these_settings_and_this_slide_is_taken(tmp_path, c
 
 def test_features_of_a_finished_file_are_mapped(tmp_path):
     write_features(tmp_path / "s.h5", FEATURES, None, ORIGIN)
-    made = read_made(tmp_path / "s.h5", "abc", "def")
+    made = read_made(tmp_path / "s.h5", **ORIGIN)
     assert isinstance(made.features, np.memmap)
     assert made.coords is None
     assert np.array_equal(made.features, FEATURES.astype(np.float16))
@@ -131,7 +131,7 @@ def test_no_bit_flips_without_a_word(tmp_path, kind):
         for read in readers:
             with pytest.raises(SpoiltError):
                 read(path)
-        assert read_made(path, "abc", "def") is None
+        assert read_made(path, **ORIGIN) is None
 
 
 def test_damage_names_the_file_and_the_remedy(tmp_path):
@@ -160,7 +160,7 @@ def test_another_slides_file_under_this_name_is_refused(tmp_path, caplog):
     for read in (read_features, map_features, read_coords):
         with pytest.raises(SpoiltError, match=r"b\.h5: holds another slide; found 'a', expected b\."):
             read(tmp_path / "b.h5")
-    assert read_made(tmp_path / "b.h5", "abc", "def") is None
+    assert read_made(tmp_path / "b.h5", **ORIGIN) is None
     assert caplog.messages == [f"{tmp_path / 'b.h5'} holds the slide a: it is made again"]
 
 

@@ -20,7 +20,7 @@ from pipeline.slides.encoders.network import Encoder, EncoderSettings, load_enco
 from pipeline.slides.encoders.table import EncoderSpec, encoder_spec
 from pipeline.slides.features import PatchFile, Progress, read_coords, read_made, read_progress, write_features, write_progress
 from pipeline.slides.filesets import slide_files
-from pipeline.slides.provenance import made_by, settings_digest, slide_fingerprint
+from pipeline.slides.provenance import code_of, made_by, settings_digest, slide_fingerprint
 from pipeline.slides.reading import PatchSource, Reading
 from pipeline.slides.sealing import sealed_checksum
 from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
@@ -140,12 +140,14 @@ class _Stage:
             patches = read_coords(self._patches / f"{slide_id}.h5")
         method = [self._reading.method] if self._reading.method == "scaled" else []  # the others give the same pixels
         settings = settings_digest(self._spec.digest(), patches.attributes["settings"], patches.coords_digest, *method)
+        code = code_of("pipeline.slides.encoders.network", "pipeline.slides.reading")
         found, expected = slide_fingerprint(slide), str(patches.attributes["slide_fingerprint"])
         if found != expected:
             problem = "the slide was replaced since its patches were laid"
             remedy = "Run again: its tissue and patches are then found anew."
             raise InputError(problem, file=slide, found=found, expected=f"fingerprint {expected}", remedy=remedy)
-        return _Place(slide_id, slide, patches, self._folder / f"{slide_id}.h5", {"settings": settings, "slide_fingerprint": found})
+        origin = {"settings": settings, "slide_fingerprint": found, "code": code}
+        return _Place(slide_id, slide, patches, self._folder / f"{slide_id}.h5", origin)
 
     def _make(self, place: _Place) -> PatchFile:
         """Encode what is not yet encoded of a slide, write its features, and return what else is in their file."""

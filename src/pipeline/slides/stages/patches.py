@@ -16,7 +16,7 @@ from pipeline.slides.opening import Slide
 from pipeline.slides.overview import overview
 from pipeline.slides.patches import PatchSettings, lay_patches
 from pipeline.slides.preview import draw_preview
-from pipeline.slides.provenance import made_by, settings_digest, slide_fingerprint
+from pipeline.slides.provenance import code_of, made_by, settings_digest, slide_fingerprint
 from pipeline.slides.stages.manifests import PATIENCE, read_passed, run_slides
 
 COLUMNS = ["patches"]
@@ -47,7 +47,8 @@ def patches_chunk(
         with made_by("tissue"):
             polygons, _ = read_contours(contours, ignore, slide_id)
         parts = asdict(settings), mpp, shape_digest(polygons)
-        origin = {"settings": settings_digest(*parts), "slide_fingerprint": slide_fingerprint(row["path"])}
+        code = code_of("pipeline.slides.patches", "pipeline.slides.preview")
+        origin = {"settings": settings_digest(*parts), "slide_fingerprint": slide_fingerprint(row["path"]), "code": code}
         picture = path.with_suffix(".png")
         made = read_made(path, **origin)
         if made and picture.is_file():

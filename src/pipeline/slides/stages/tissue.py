@@ -19,7 +19,7 @@ from pipeline.slides.masks import MaskSettings, mask_file, outside_tissue, withi
 from pipeline.slides.md5sums import Md5Sums, check_md5
 from pipeline.slides.opening import Slide
 from pipeline.slides.overlay import draw_overlay
-from pipeline.slides.provenance import SpoiltError, settings_digest, slide_fingerprint
+from pipeline.slides.provenance import SpoiltError, code_of, settings_digest, slide_fingerprint
 from pipeline.slides.quality import FIGURES, QualitySettings, measure
 from pipeline.slides.resolution import resolve
 from pipeline.slides.stages.manifests import PATIENCE, TISSUE, run_slides
@@ -60,7 +60,8 @@ def tissue_chunk(
             resolution = resolve(slide.properties, slide_id, row.get("mpp"), default_mpp)
             mask = outside and [sha256(outside), masks.values, masks.ignore]
             parts = (FIGURES, asdict(settings), asdict(quality), resolution.mpp, mask, row.get("md5"), sums and list(sums.values()))
-            origin = {"settings": settings_digest(*parts), "slide_fingerprint": slide_fingerprint(row["path"])}
+            code = code_of("pipeline.slides.tissue", "pipeline.slides.quality", "pipeline.slides.masks", "pipeline.slides.overlay")
+            origin = {"settings": settings_digest(*parts), "slide_fingerprint": slide_fingerprint(row["path"]), "code": code}
             picture = contours.with_suffix(".png")
             if all(known.get(key) == value for key, value in origin.items()) and picture.is_file():
                 return _checked(slide_id, known, settings, picture)
