@@ -3,6 +3,8 @@ VENV ?= .venv
 # large slides to time the slide stage on; the folder is not in git
 SLIDES ?= $(wildcard .bench/*.svs)
 BIN := $(VENV)/bin
+# there from the beginning of an installation to its end: what is left of one that was killed is not mended but made anew
+UNDERWAY = $(VENV)/.underway
 CORES ?= 2
 
 # one thread each: as many processes as cores share the tests
@@ -18,9 +20,14 @@ help: ## what can be made
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@echo "Installing into $(VENV): PyTorch is large, this takes some minutes once."
+	@if [ -e $(UNDERWAY) ]; then \
+		echo "An installation was cut short there: it begins anew."; \
+		find $(VENV)/ -mindepth 1 ! -path $(UNDERWAY) -delete; \
+	fi
+	@mkdir -p $(VENV) && touch $(UNDERWAY)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	@touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@ && rm $(UNDERWAY)
 
 install: $(BIN)/.installed ## the environment in .venv, exact versions
 

@@ -19,10 +19,10 @@ PIXELS_A_BYTE = 8 * DEFLATE  # the most that a byte of a picture can hold: a pix
 SMALL_PICTURE = 2**24  # pixels that any picture may have
 MOST_TEXT = 2**28  # bytes of a text that is read as a whole (contours; configuration has less): 256 MiB
 UNPACKING_TEXT = 200  # times its packed bytes that a table may have
-SMALL_TABLE = 2**29  # bytes that any packed table may have: 512 MiB
+SMALL_TABLE = 2**27  # bytes that any packed table may have: 128 MiB
 MOST_LINE = 2**26  # characters of a line
 MOST_COLUMNS = 500_000
-MOST_CELLS = 2**26  # of a table that is held as text
+MOST_CELLS = 2**25  # of a table that is held as text, where a row counts for eight of them
 
 
 def check_declared(

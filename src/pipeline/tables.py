@@ -54,7 +54,7 @@ def read_lines(path: str | Path, newline: str | None = None) -> Iterator[str]:
     """Yield the lines of a UTF-8 text file (``.gz`` too), line ends kept.
 
     `newline` as in `open`. Raises `InputError` when the file is absent, no regular file, cut short, or not UTF-8 text, when a line has
-    more than 64 Mi characters, and when it unpacks to more than 200 times its size (512 MiB are always taken).
+    more than 64 Mi characters, and when it unpacks to more than 200 times its size (128 MiB are always taken).
     """
     path = require_file(path, "table", expected="a TSV file", remedy="Check the path and `data_dir`.")
     opened = gzip.open if path.suffix == ".gz" else open
@@ -133,17 +133,17 @@ def read_table(path: str | Path, required: Sequence[str] = (), *, patient_id: st
     """Read a TSV (``.gz`` too) as text, one row a record; cells that mean "missing" become NaN.
 
     `patient_id` names the id column: it is checked, renamed to ``patient_id`` and, with `unique`, must not repeat.
-    Raises `InputError` when the file is unusable (`read_rows`), lacks a column, has more than 64 Mi cells, or holds a bad or repeated id.
+    Raises `InputError` when the file is unusable (`read_rows`), lacks a column, has more than 32 Mi cells, or holds a bad or repeated id.
     """
     rows = read_rows(path)
     header = next(rows)
     _require([patient_id] if patient_id else [], header, path, "A table has one row a patient, and his id in this column.")
     _require(required, header, path)
     missing = set(MISSING)
-    most = MOST_CELLS // len(header)
+    most = MOST_CELLS // (len(header) + 8)
     body = [[np.nan if cell in missing else cell for cell in cells] for cells in islice(rows, most)]
     if next(rows, None) is not None:
-        expected = f"at most {MOST_CELLS:,}: {most:,} rows of {len(header):,} columns"
+        expected = f"at most {most:,} rows of {len(header):,} columns"
         raise InputError("has too many cells", file=path, row=most + FIRST_ROW, expected=expected)
     table = pd.DataFrame(body, columns=header, dtype=object)
     if patient_id:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pipeline.errors import InputError
+from pipeline.files import require_file
 from pipeline.limits import check_declared
 
 BYTES = {"Double": 8, "Float": 4, "Half": 2, "Long": 8, "Int": 4, "Short": 2, "BFloat16": 2, "ComplexDouble": 16, "ComplexFloat": 8}
@@ -33,7 +34,7 @@ class Storage(NamedTuple):
 
 def check_tensors(path: Path) -> None:
     """Raise `InputError` where a .pt file declares more than it holds. What is damaged in another way, PyTorch tells when it loads it."""
-    if zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(require_file(path, "file of tensors")):
         _check_archive(path)
     else:
         _check_stream(path)

@@ -16,15 +16,21 @@ UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 AS_UTF8 = "Save it with the encoding UTF-8, which editors and spreadsheets offer."
 
 
-def read_text(path: str | Path, what: str = "file", *, expected: str = "UTF-8 text", most: int = MOST_TEXT) -> str:
-    """The text of a UTF-8 file, without its byte order mark; `what` it is stands in the message where it is absent.
+def read_bytes(path: str | Path, what: str = "file", *, expected: str | None = None, remedy: str = "", most: int = MOST_TEXT) -> bytes:
+    """All bytes of a file that is read as a whole; `what` it is stands in the message where it is absent.
 
-    Raises `InputError` when it is absent, no regular file, larger than `most` bytes, or in another encoding.
+    Raises `InputError` when it is absent, no regular file, or larger than `most` bytes.
     """
-    path = require_file(path, what, expected=expected)
+    path = require_file(path, what, expected=expected, remedy=remedy)
     if (size := path.stat().st_size) > most:
-        raise InputError("is too large to be read as a whole", file=path, found=f"{size:,} bytes", expected=f"at most {most:,} bytes")
-    content = path.read_bytes()
+        problem, found, expected = "is too large to be read as a whole", f"{size:,} bytes", f"at most {most:,} bytes"
+        raise InputError(problem, file=path, found=found, expected=expected, remedy=remedy)
+    return path.read_bytes()
+
+
+def read_text(path: str | Path, what: str = "file", *, expected: str = "UTF-8 text", most: int = MOST_TEXT) -> str:
+    """The text of a UTF-8 file, without its byte order mark. Raises `InputError` as `read_bytes`, and for another encoding."""
+    content = read_bytes(path, what, expected=expected, most=most)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

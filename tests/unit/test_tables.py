@@ -176,3 +176,17 @@ def test_a_decimal_comma_is_called_one_by_both_readers(tmp_path):
         tables.numeric(tables.read_table(path), "age", path)
     with pytest.raises(InputError, match=message):
         tables.read_numbers(path, list, patient_id="id")
+
+
+@pytest.mark.parametrize("text", ["1_000", "١٢", "１２", "0x10", "1e400", "infinity", "12:30"])
+def test_what_only_python_takes_for_a_number_is_none(tmp_path, text):
+    path = written(tmp_path, f"id\tage\nP1\t61.5\nP2\t{text}\n")
+    with pytest.raises(InputError, match=f"row 3, column 'age': cell is not a number; found '{text}'"):
+        tables.numeric(tables.read_table(path), "age", path)
+    with pytest.raises(InputError, match=f"row 3, column 'age': cell is not a number; found '{text}'"):
+        tables.read_numbers(path, list, patient_id="id")
+
+
+def test_a_folder_is_no_table(tmp_path):
+    with pytest.raises(InputError, match="is no regular file; found 'a folder', expected a TSV file"):
+        tables.read_table(tmp_path)

@@ -22,6 +22,7 @@ SUFFIXES = (".nii", ".nii.gz")
 NIFTI2_HEADER = 540  # bytes, which the file states first, in either byte order
 SPACING = (0.01, 100.0)  # mm; a file outside states another unit or nothing (our choice)
 MOST_BYTES, SMALL_BYTES = 2**31, 2**29  # of an unpacked file; of any, since an empty mask packs to a thousandth (our choice)
+BLOCK = 2**22
 MOST_VOXELS = 2**29  # 512 × 512 × 2048; they become float32
 SAME_GRID = 1e-3  # largest difference of two affines of one grid (specification of the cohort's MRI)
 COPY_AGAIN = "Copy the file again, or leave the sequence out of the manifest."
@@ -119,11 +120,13 @@ def _bytes(path: Path) -> bytes:
     require_file(path, "image", remedy="Check the manifest's path; relative ones count from its folder.")
     stored = path.stat().st_size
     most = min(MOST_BYTES, max(SMALL_BYTES, DEFLATE * stored))
+    unpacked = bytearray()
     try:
         with open(path, "rb") as handle:
             is_packed = handle.read(2) == b"\x1f\x8b"
         with (gzip.open if is_packed else open)(path, "rb") as handle:
-            unpacked = handle.read(most + 1)
+            while len(unpacked) <= most and (block := handle.read(BLOCK)):
+                unpacked += block
     except (OSError, EOFError, zlib.error) as error:
         raise machine_fault(error, path) or InputError(f"is damaged ({error})", file=path, remedy=COPY_AGAIN) from error
     if len(unpacked) > most:
@@ -131,7 +134,7 @@ def _bytes(path: Path) -> bytes:
         raise InputError("is too large for one volume", file=path, found=found, expected=expected, remedy=COPY_AGAIN)
     if unpacked[128:132] == b"DICM":
         raise InputError("DICOM is not read", file=path, expected=" or ".join(SUFFIXES), remedy=CONVERT)
-    return unpacked
+    return bytes(unpacked)
 
 
 def _check_affine(affine: np.ndarray, path: str | Path) -> None:

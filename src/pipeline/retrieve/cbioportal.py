@@ -23,7 +23,7 @@ from pipeline.retrieve.source import write_origin
 
 log = logging.getLogger(__name__)
 
-PAGE = 100_000
+PAGE, MOST_PAGES = 100_000, 100
 BATCH = 200  # genes a request: 200 × 1,000 samples are some 40 MB of JSON
 ENDPOINTS = ("OS", "DSS", "PFS", "DFS")
 COVARIATES = {"AGE": "age", "SEX": "is_female", "AJCC_PATHOLOGIC_TUMOR_STAGE": "stage", "GRADE": "grade"}
@@ -96,6 +96,8 @@ def _attributes(base: str, study: str, client: Client) -> dict[str, dict[str, st
         if len(page) < PAGE:
             break
         number += 1
+        if number == MOST_PAGES:
+            raise InputError("the answer has no end", file=url, found=f"{number} full pages", expected=f"pages of {PAGE:,} records")
     if not facts:
         raise InputError("study has no patients", file=url, found=study, remedy="Check `retrieve.study`.")
     return facts

@@ -24,6 +24,7 @@ from pipeline.files import write_text
 from pipeline.machine import machine_fault
 from pipeline.slides.drawn import START, is_ours
 from pipeline.slides.provenance import SpoiltError
+from pipeline.texts import read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +68,12 @@ def read_contours(path: str | Path, ignore: Sequence[str] = (), slide_id: str | 
     Raises `InputError` for anything else, and the `SpoiltError` among these for a file of ours that is not as it was written, or not of
     the slide `slide_id` where that is given.
     """
+    remedy = "Delete the file to have the tissue found again, or export the annotations anew."
+    text = read_bytes(path, "file of contours", remedy=remedy)
     try:
-        text = Path(path).read_bytes()
         if (ours := is_ours(text)) and not _is_whole(text):
             raise _spoilt(path)
-        content = json.loads(text.decode("utf-8"))
+        content = json.loads(text.decode("utf-8-sig"))
         if ours and slide_id not in (None, found := content["properties"]["slide_id"]):
             raise _spoilt(path, "holds the contours of another slide", found=found, expected=slide_id)
         features = content if isinstance(content, list) else content.get("features", [content])
@@ -81,7 +83,6 @@ def read_contours(path: str | Path, ignore: Sequence[str] = (), slide_id: str | 
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ShapelyError) as error:
         if fault := machine_fault(error, path):
             raise fault from error
-        remedy = "Delete the file to have the tissue found again, or export the annotations anew."
         raise InputError(f"cannot be read as GeoJSON ({error})", file=path, expected="polygons", remedy=remedy) from error
     crossing = sum(not geometry.is_valid for _, geometry in shapes)
     if crossing:
