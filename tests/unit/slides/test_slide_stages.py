@@ -411,6 +411,15 @@ def test_contours_drawn_by_hand_are_used_and_kept(done):
     assert patches.loc["a", "patches"] == encoded.loc["a", "patches"] == "4"
 
 
+@pytest.mark.parametrize(("stage_of", "made"), [("tissue", {"tissue"}), ("patches", {"patches"}), ("features", {"stain_texture"})])
+def test_what_other_code_made_is_made_again(done, monkeypatch, stage_of, made):
+    """And what comes after it stays, where that code finds the same."""
+    before = {path: path.stat().st_mtime_ns for path in done.root.rglob("[ab].*") if path.suffix in (".geojson", ".h5")}
+    monkeypatch.setattr(f"pipeline.slides.stages.{stage_of}.code_of", lambda *modules: "of another version")
+    done.run()
+    assert {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time} == made
+
+
 def test_an_edited_drawing_is_used_anew_and_without_it_the_tissue_is_found_again(done):
     before, path = done.contents(), done.tissue / "a.geojson"
     draw(path, 512, 1024)
