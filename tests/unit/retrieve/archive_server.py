@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that has left is what these tests are about."""
+
     def asked(self, path: str) -> list[Request]:
         return [request for request in self.requests if request.path == path]
 
@@ -131,3 +135,36 @@ def other(content: bytes, **headers: str) -> Fault:
 def silence(handler: Handler, _: bytes) -> None:
     """No answer at all."""
     handler.close_connection = True
+
+
+def endless(handler: Handler, _: bytes) -> None:
+    """Chunk after chunk, of a length that nobody states."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    _until_left(handler, b"40000\r\n" + bytes(0x40000) + b"\r\n")
+
+
+def dripping(at: str) -> Fault:
+    """A byte now and then, never silent for long: in the ``head``, the ``body``, or the line that states the length of a ``chunk``."""
+
+    def fault(handler: Handler, content: bytes) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        if at == "body":
+            handler.wfile.write(b"Content-Length: %d\r\n\r\n" % len(content))
+        elif at == "chunk":
+            handler.wfile.write(b"Transfer-Encoding: chunked\r\n\r\n")
+        _until_left(handler, b"0", pause=0.05)
+
+    return fault
+
+
+def _until_left(handler: Handler, piece: bytes, pause: float = 0.0) -> None:
+    handler.close_connection = True
+    try:
+        for _ in range(2000):
+            handler.wfile.write(piece)
+            handler.wfile.flush()
+            time.sleep(pause)
+    except OSError:
+        return

@@ -2,16 +2,20 @@
 
 import gzip
 import hashlib
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from archive_server import Server, cut, cut_rest, other, silence, status
+from archive_server import Server, cut, cut_rest, dripping, endless, other, silence, status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from pipeline.retrieve import arriving, part
+from pipeline.retrieve import client as client_module
 from pipeline.retrieve.client import Client, UnreachableError
 from pipeline.retrieve.source import read_source
 
@@ -310,3 +314,55 @@ def test_any_cuts_give_the_same_bytes(server: Server, tmp_path: Path, cuts: list
     Client(tries=9, sleep=lambda _: None).download(f"{server.url}/h", path, digest=hashlib.md5(body).hexdigest() if proven else None)
     assert path.read_bytes() == body
     assert names(tmp_path) == ["h", "h.source.yaml"]
+
+
+def test_a_file_ends_at_its_declared_size(server, client, tmp_path):
+    """The manifest states the size; the server sends without end, and without a length of its own."""
+    server.files["/f"] = b"right"
+    server.faults["/f"] += [endless, endless]
+    begin = time.monotonic()
+    with pytest.raises(InputError) as error:
+        client.download(f"{server.url}/f", tmp_path / "f", size=100_000)
+    assert time.monotonic() - begin < 10
+    problem = f"cannot be used as it comes from {server.url}/f: the server sends more than 100000 bytes; 100000 expected."
+    assert str(error.value).startswith(f"{tmp_path / 'f'}: {problem}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_length_nobody_states_has_an_end_too(server, client, tmp_path, monkeypatch):
+    monkeypatch.setattr(part, "MOST_UNSTATED", 1_000_000)
+    server.files["/f"] = b"right"
+    server.faults["/f"] += [endless, endless]
+    with pytest.raises(InputError, match="the server sends more than 1000000 bytes; it states no length"):
+        client.download(f"{server.url}/f", tmp_path / "f")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_answer_in_json_has_an_end(server, client, monkeypatch, packed):
+    """Zeros packed to a thousandth count unpacked."""
+    monkeypatch.setattr(client_module, "MOST_JSON", 1_000_000)
+    content = json.dumps([0] * 1_000_000).encode()
+    server.faults["/s"] += [other(gzip.compress(content), **{"Content-Encoding": "gzip"}) if packed else other(content)]
+    with pytest.raises(InputError) as error:
+        client.json(f"{server.url}/s")
+    assert str(error.value).startswith(f"the answer of {server.url}/s is too large; found 'more than 1,")
+    assert len(server.asked("/s")) == 1
+
+
+@pytest.mark.parametrize("at", ["head", "body", "chunk"])
+def test_a_server_that_drips_is_left(server, slept, tmp_path, monkeypatch, at):
+    """No silence is as long as the timeout, so that a byte a second would hold a job for years."""
+    monkeypatch.setattr(arriving, "OVER", 0.2)
+    monkeypatch.setattr(client_module, "HEADERS", 1)
+    server.files["/f"] = server.files["/s"] = b"x" * 1_000_000
+    server.faults["/f"] += [dripping(at)] * 3
+    server.faults["/s"] += [dripping(at)] * 3
+    patient = Client(tries=3, timeout=0.4, sleep=slept.append)
+    begin = time.monotonic()
+    reason = "no answer began within 0.4 s" if at == "head" else "less than 1024 bytes a second came over 0.2 s"
+    for ask in (lambda: patient.download(f"{server.url}/f", tmp_path / "f"), lambda: patient.json(f"{server.url}/s")):
+        with pytest.raises(InputError, match=f"after 3 tries \\({reason}\\)"):
+            ask()
+    assert time.monotonic() - begin < 8
+    assert len(slept) == 4
