@@ -13,6 +13,7 @@ from pipeline.demo.tables import write_tables
 from pipeline.omics.groups import build_groups
 from pipeline.omics.matrix import build_matrix
 from pipeline.slides.features import write_features
+from pipeline.slides.sealing import sealed_checksum
 from pipeline.tables import read_table, write_table
 from pipeline.training.dataset import RawData
 from pipeline.training.fold import train_fold
@@ -62,8 +63,8 @@ class SmallCohort:
         for patient in owned.dropna():
             path = self.root / f"{patient}.h5"
             write_features(path, rng.normal(size=(int(rng.integers(4, 9)), 8)).astype(np.float32), None, {"encoder": "noise"})
-            rows.append((patient, "ok", path))
-        write_table(pd.DataFrame(rows, columns=["slide_id", "status", "features"]), self.root / "manifest.tsv")
+            rows.append((patient, "ok", path, sealed_checksum(path)))
+        write_table(pd.DataFrame(rows, columns=["slide_id", "status", "features", "checksum"]), self.root / "manifest.tsv")
         write_table(patients.assign(slides=owned, has_wsi=owned.notna().astype(int)), file)
 
     def settings(self, model: str) -> dict:

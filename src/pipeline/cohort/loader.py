@@ -44,14 +44,18 @@ class BagStore:
     scaler: Scaler | None = None
 
     @classmethod
-    def open(cls, files: Mapping[str, Sequence[str | Path]], resident: int | None = None) -> BagStore:
+    def open(
+        cls, files: Mapping[str, Sequence[str | Path]], resident: int | None = None, checksums: Mapping[str | Path, object] | None = None
+    ) -> BagStore:
         """Open every patient's feature files; held in memory if they have at most `resident` bytes, mapped from disk otherwise.
 
-        Raises `InputError` for a file that cannot be read and for files of different widths.
+        `checksums`: of files, as their manifest states them. Raises `InputError` for a file that cannot be read, is not as it was written
+        or not the one that is listed, and for files of different widths.
         """
         from pipeline.slides.features import map_features
 
-        mapped = _held({patient: [map_features(path) for path in paths] for patient, paths in files.items()}, resident)
+        known = checksums or {}
+        mapped = _held({patient: [map_features(path, known.get(path)) for path in paths] for patient, paths in files.items()}, resident)
         widths = {x.shape[1]: path for patient, arrays in mapped.items() for x, path in zip(arrays, files[patient], strict=True)}
         if len(widths) > 1:
             found = "; ".join(f"{width} in {path}" for width, path in sorted(widths.items()))

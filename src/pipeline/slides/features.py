@@ -21,7 +21,7 @@ from pipeline.files import atomic, require_file
 from pipeline.hdf5 import attributes, dataset, open_hdf5
 from pipeline.machine import machine_fault
 from pipeline.slides.provenance import SpoiltError
-from pipeline.slides.sealing import is_as_sealed, seal
+from pipeline.slides.sealing import is_as_sealed, seal, sealed_checksum
 
 log = logging.getLogger(__name__)
 
@@ -147,12 +147,15 @@ def _check_finite(features: np.ndarray, path: str | Path) -> None:
         )
 
 
-def map_features(path: str | Path) -> np.ndarray:
+def map_features(path: str | Path, checksum: object = None) -> np.ndarray:
     """Features [N, d] mapped from disk where they lie in one piece (ours), read otherwise; as precise as the file.
 
-    Raises `InputError` as `read_features`.
+    checksum: what their manifest states, where it does (else None or NaN). Raises `InputError` as `read_features`.
     """
     with _proven(path) as file:
+        if isinstance(checksum, str) and (found := sealed_checksum(path)) != checksum:
+            problem = "is not the file of features that its manifest lists"
+            raise SpoiltError(problem, file=path, found=found, expected=f"the checksum {checksum}", remedy=REMAKE)
         mapped = _mapped(dataset(file, FEATURES), path)
     return read_features(path).features if mapped is None else mapped  # type: ignore[return-value]
 

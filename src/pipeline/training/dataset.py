@@ -85,15 +85,19 @@ class Offered:
 
 
 def load_bags(manifest: Path, patients: pd.DataFrame, resident: int) -> BagStore | None:
-    """Every patient's feature files, as the cohort's table lists their slides (None: nobody has one); `resident`: see `BagStore.open`."""
-    rows = read_table(manifest, ["slide_id", "status", "features"])
+    """Every patient's feature files, as the cohort's table lists their slides (None: nobody has one); `resident`: see `BagStore.open`.
+
+    Raises `InputError` for a file that is another one than the manifest lists.
+    """
+    rows = read_table(manifest, ["slide_id", "status", "features", "checksum"])
     paths = dict(zip(rows["slide_id"], rows["features"], strict=True))
     files = {
         patient: [paths[slide] for slide in slides.split(";")]
         for patient, slides in zip(patients["patient_id"], patients["slides"].fillna(""), strict=True)
         if slides
     }
-    return BagStore.open(files, resident) if files else None
+    checksums = dict(zip(rows["features"], rows["checksum"], strict=True))
+    return BagStore.open(files, resident, checksums) if files else None
 
 
 def training_rows(ids: Sequence[str], train: pd.DataFrame, modality: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

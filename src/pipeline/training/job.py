@@ -105,7 +105,9 @@ def fold_key(settings: Mapping[str, Any], unit: Unit, inputs: str, code: str) ->
 def input_digest(files: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """A digest of the contents of what the model reads; those of the slides' features stand in their manifest."""
     tables = [table["file"] for name, table in settings["tables"].items() if name in settings["modalities"]]
-    single = [files[name] for name in ("patients", "splits", "matrix", "groups", "manifest") if files[name]]
+    reads = {"omics": ("matrix", "groups"), "wsi": ("manifest",)}
+    names = ["patients", "splits", *(name for modality in settings["modalities"] for name in reads.get(modality, ()))]
+    single = [files[name] for name in names if files[name]]
     bags = [file for name, file in files["bags"].items() if name in settings["modalities"]]
     digests = [sha256(file) for file in [*single, *bags, *tables]]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

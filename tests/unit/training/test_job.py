@@ -1,22 +1,28 @@
 """A job of many folds: grouping changes no byte, what is finished stays, and what dies goes on to the same bytes."""
 
+import logging
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tests.support.bad_nights import SmallDisk, apart
 from tests.support.small_cohort import SmallCohort
 
 from pipeline.config import read_yaml
 from pipeline.errors import InputError
 from pipeline.jobs.cores import Cores
 from pipeline.jobs.finished import Unit, units_of
+from pipeline.slides.features import write_features
 from pipeline.tables import read_table, write_table
 from pipeline.training import fold as folds
+from pipeline.training.dataset import RawData
 from pipeline.training.fold import FILES
 from pipeline.training.job import fold_key, input_digest, train_folds
 from pipeline.training.scenarios import predict_scenarios
@@ -110,10 +116,18 @@ def test_what_a_fold_depends_on_is_its_key(cohort, tmp_path):
     keys.add(fold_key(settings, Unit(0), input_digest(cohort.files, table), "code"))
     assert len(keys) == 12
     of_genes = input_digest(cohort.files, cohort.settings("snn"))
-    feature = Path(read_table(cohort.files["manifest"])["features"][0])
-    os.utime(feature)
-    assert input_digest(cohort.files, settings) != digest
-    assert input_digest(cohort.files, cohort.settings("snn")) == of_genes  # which reads no slides
+    assert input_digest(cohort.files | {"manifest": replaced["manifest"]}, cohort.settings("snn")) == of_genes  # which reads no slides
+
+
+def test_features_that_are_others_than_their_manifest_lists_are_refused(cohort, tmp_path):
+    rows = read_table(cohort.files["manifest"])
+    made_anew = tmp_path / f"{rows['slide_id'][0]}.h5"
+    write_features(made_anew, np.ones((3, 8), np.float32), None, {"encoder": "noise"})
+    listed = rows["checksum"][0]
+    write_table(rows.assign(features=[str(made_anew), *rows["features"][1:]]), tmp_path / "manifest.tsv")
+    message = rf"{made_anew.name}: is not the file of features that its manifest lists; .*expected the checksum {listed}"
+    with pytest.raises(InputError, match=message):
+        RawData.read({**cohort.files, "manifest": tmp_path / "manifest.tsv"}, cohort.settings(MODEL))
 
 
 def test_a_fold_without_an_event_fails_alone(cohort, tmp_path):
@@ -189,6 +203,34 @@ def test_a_modality_that_nobody_has_fails_the_folds_of_its_models_and_says_why(c
     missing = {"scenarios": [{"name": "no genes", "without": "omics"}], "draws": 1, "fill": "native"}
     predict_scenarios(settings=cohort.settings(MODEL), missing=missing, folds=folders, files=files, output=tmp_path / "scenarios.tsv")
     assert set(read_table(tmp_path / "scenarios.tsv")["reason"]) == {"the fold failed: no patient of the cohort has features of slides."}
+
+
+@pytest.mark.parametrize("fault", ["memory", "disk"])
+def test_a_fold_that_lacks_memory_or_disk_is_no_result_and_is_told(cohort, whole, tmp_path, monkeypatch, fault):
+    """The address space of the process is bounded once all is loaded; its files lie on a disk of 16 kB that then grows."""
+    real = folds.train_fold
+
+    def bounded(**arguments) -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))
+        real(**arguments)
+
+    def night() -> tuple[dict[str, bytes], str, bool]:
+        disk, log = SmallDisk(tmp_path / "disk", 1 << 14 if fault == "disk" else 1 << 27), tmp_path / "log"
+        logging.basicConfig(filename=log, force=True)
+        monkeypatch.setattr(folds, "train_fold", bounded if fault == "memory" else real)
+        with pytest.raises(SystemExit):
+            train(cohort, disk.folder, "0-1")
+        is_result = bool([*disk.folder.glob("folds_*.tsv"), *disk.folder.glob("fold*/finished.yaml")])
+        monkeypatch.setattr(folds, "train_fold", real)
+        disk.resize(1 << 27)
+        return train(cohort, disk.folder, "0-1"), log.read_text(), is_result
+
+    found, told, is_result = apart(night)
+    assert found == whole[1]
+    assert not is_result
+    assert ("fold 0: memory is not enough. Give the job more" if fault == "memory" else "the disk is full. Free space on it") in told
+    assert "Traceback" not in told
 
 
 def emptied(path: Path) -> None:
