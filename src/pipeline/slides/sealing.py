@@ -33,10 +33,11 @@ def is_as_sealed(path: str | Path) -> bool | None:
 
 
 def sealed_checksum(path: str | Path) -> str:
-    """The checksum that a sealed file states (8 hex digits), without proving it: it tells one content from another."""
+    """The checksum that a sealed file states (8 hex digits), not proven: it tells one content from another. Empty without a seal."""
     with open(path, "rb") as handle:
-        handle.seek(-LENGTH, os.SEEK_END)
-        return handle.read().split()[-1].decode()
+        handle.seek(max(0, handle.seek(0, os.SEEK_END) - LENGTH))
+        found = handle.read()
+    return found.split()[-1].decode() if found.startswith(SEAL[: SEAL.index(b"%")]) else ""
 
 
 def _crc32(handle: BinaryIO, length: int) -> int:

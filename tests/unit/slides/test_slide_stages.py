@@ -28,12 +28,13 @@ from pipeline.slides import features as features_file
 from pipeline.slides.drawn import drawn_by_hand
 from pipeline.slides.encoders import stain_texture
 from pipeline.slides.encoders.network import EncoderSettings
-from pipeline.slides.features import Progress, read_coords, read_features, write_coords, write_progress
+from pipeline.slides.features import Progress, read_coords, read_features, write_coords, write_features, write_progress
 from pipeline.slides.listing import list_slides, write_slides
 from pipeline.slides.masks import MaskSettings
 from pipeline.slides.md5sums import Md5Sums
 from pipeline.slides.patches import PatchSettings
 from pipeline.slides.reading import PatchSource
+from pipeline.slides.sealing import sealed_checksum
 from pipeline.slides.stages import features as features_stage
 from pipeline.slides.stages import tissue as tissue_stage
 from pipeline.slides.stages.features import ReadingSettings, features_chunk
@@ -535,6 +536,16 @@ def test_training_refuses_spoilt_features(done):
     take_that_of_b(done.features / "a.h5")
     with pytest.raises(InputError, match=r"a\.h5: holds another slide; found 'b', expected a\."):
         BagStore.open({"p": [done.features / "a.h5"]})
+
+
+def test_training_refuses_sound_features_that_its_manifest_does_not_list(done):
+    checksum, path = done.gather_checksums()["a"], done.features / "a.h5"
+    assert len(BagStore.open({"p": [path]}, checksums={path: checksum}).bag("p")) == 38
+    found = read_features(path)
+    write_features(path, found.features + 1, found.coords, found.attributes)
+    other = sealed_checksum(path)
+    with pytest.raises(InputError, match=rf"a\.h5: is not the file of .* lists; found '{other}', expected the checksum {checksum}\."):
+        BagStore.open({"p": [path]}, checksums={path: checksum})
 
 
 def test_finished_features_are_read_once_per_job(done, monkeypatch):
