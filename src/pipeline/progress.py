@@ -56,14 +56,14 @@ class Progress(logging.Handler):
             self._last = now
             self._say(self.line())
 
-    def keep_saying(self, doing: Callable[[], str] = lambda: "") -> None:
+    def keep_saying(self, doing: Callable[[list[int]], str] = lambda _: "") -> None:
         """From now on say every minute how far the run is, also while nothing ends, with what `doing` knows of the jobs that have begun."""
         threading.Thread(target=self._keep_saying, args=(doing,), daemon=True).start()
 
-    def _keep_saying(self, doing: Callable[[], str]) -> None:
+    def _keep_saying(self, doing: Callable[[list[int]], str]) -> None:
         while not self._over.wait(LOOK):
             if self._clock() - self._last >= EVERY:
-                now = doing()
+                now = doing(list(self._started))
                 with self.lock:
                     self._last = self._clock()
                     line = self.line(now)

@@ -70,7 +70,7 @@ def test_a_line_every_minute_also_while_nothing_ends(monkeypatch):
     monkeypatch.setattr(progress, "LOOK", 0.005)
     run = Run({1: "tissue", 2: "tissue"})
     run("job_started", jobs=[1])
-    run.progress.keep_saying(lambda: "1 running, 4 waiting (Priority 4)")
+    run.progress.keep_saying(lambda begun: f"{len(begun)} running, 4 waiting (Priority 4)")
     time.sleep(0.05)
     assert run.said == []
     for minute in (1, 2):

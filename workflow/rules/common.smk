@@ -67,7 +67,9 @@ def watch():
     """Say every minute how far the run is, stages in the order of the rules, and at its end what failed; returns what says so."""
     order = {rule.name: place for place, rule in enumerate(workflow.rules)}
     jobs = sorted(workflow.dag.needrun_jobs(), key=lambda job: order[job.rule.name])
-    cluster = None if workflow.local_exec else Cluster(Path(".snakemake/slurm"), logger.error)
+    remote = [job.jobid for job in jobs if not job.is_local]
+    fail = lambda text: workflow.scheduler.executor_error_callback(WorkflowError(text))
+    cluster = None if workflow.local_exec else Cluster(Path(".snakemake/slurm"), logger.error, remote, fail)
     for handler in logger.handlers if cluster else []:
         handler.addFilter(cluster)
     progress = Progress({job.jobid: job.rule.name for job in jobs}, logger.info)

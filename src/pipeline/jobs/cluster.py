@@ -5,25 +5,32 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 
+from pipeline.amounts import duration
 from pipeline.jobs import slurm
 
 NOT_SUBMITTED = "SLURM sbatch failed"  # as the plugin's message begins, for whatever reason
+STALLED = 900.0  # seconds; the plugin asks for its jobs every three minutes at least, and hears of lost ones after five
 REPEATED = ("Will exit after finishing", "Trying to restart job")  # Snakemake says it of every job, also while it ends
 
 
 class Cluster(logging.Filter):
-    """A run whose jobs go to SLURM; `folder`: ``.snakemake/slurm``; `say`: how errors are said.
+    """A run whose jobs go to SLURM.
 
-    As a filter of the handlers of Snakemake's log it takes out what is said again for each job that was not submitted.
+    folder: ``.snakemake/slurm``; say: how errors are said; remote: the jobs that do not run beside the driver; fail: ends Snakemake with
+    a message. As a filter of the handlers of Snakemake's log it takes out what is said again for each job that was not submitted.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, say: Callable[[str], None], remote: Iterable[int] = (), fail: Callable[[str], None] | None = None
+    ) -> None:
         super().__init__()
-        self.folder, self._say = folder, say
+        self.folder, self._say, self._remote, self._fail = folder, say, set(remote), fail
+        self._nothing_since: float | None = None
         self._said: set[str] = set()
         self._in_groups: dict[object, str] = {}  # jobs of groups that were not submitted, and why
         slurm.lay_out(folder)
@@ -32,9 +39,18 @@ class Cluster(logging.Filter):
             if callable(handler):  # not ignored, as Ctrl-C is by what runs in the background
                 signal.signal(number, self._stop)
 
-    def doing(self) -> str:
-        """See `slurm.doing`."""
-        return slurm.doing(self.folder)
+    def doing(self, begun: Iterable[int]) -> str:
+        """See `slurm.doing`. Ends the run when SLURM has had none of its jobs for long, though Snakemake waits for some of `begun`."""
+        said, waits = slurm.doing(self.folder), self._remote.intersection(begun)
+        if said != slurm.NOTHING or not waits:
+            self._nothing_since = None
+            return said
+        self._nothing_since = self._nothing_since or time.monotonic()
+        if self._fail and time.monotonic() - self._nothing_since > STALLED:
+            problem = f"Snakemake waits for jobs ({len(waits)}), and SLURM has had none of this run for {duration(STALLED)}"
+            self._fail(f"{problem}: the run ends. Start it again: it goes on from what is finished.")
+            self._fail = None
+        return said
 
     def not_submitted(self, job: Mapping[str, object]) -> str:
         """Why a failed job never became one of SLURM's; empty where it did. job: fields of an event ``job_error`` or ``group_error``."""

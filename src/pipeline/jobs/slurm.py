@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROGRAMS = ("sbatch", "squeue", "sacct", "sinfo")
-ANSWER = 50  # seconds that SLURM may take; the plugin itself waits 60
+ANSWER = 25  # seconds that SLURM may take; the plugin waits 60, perhaps for two questions
+NOTHING = "0 running, 0 waiting"
 FORGOTTEN = 300.0  # seconds for which SLURM does not list a job before it counts as lost; SLIDE2SURV_FORGOTTEN states another number
 LOST = "ERROR"  # the plugin takes it for a failure; SLURM itself has no such state
 DONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", LOST)

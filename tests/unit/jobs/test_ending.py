@@ -101,6 +101,28 @@ def test_a_refusal_is_said_once_and_nothing_more_is_submitted(tmp_path, monkeypa
     assert lines[1] == f"failed: features, 4 jobs ({outputs}); not submitted: invalid partition specified: gpuu"
 
 
+def test_a_run_that_waits_for_jobs_which_slurm_does_not_have_ends(cluster, monkeypatch):
+    """Whatever the plugin has forgotten."""
+    ends, now, said = [], [0.0], [slurm.NOTHING]
+    cluster._remote, cluster._fail = {1, 2}, ends.append
+    monkeypatch.setattr("pipeline.jobs.cluster.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(slurm, "doing", lambda folder: said[0])
+    for seconds, listed, begun in [
+        (1, slurm.NOTHING, [1, 3]),
+        (901, "1 running, 0 waiting", [1]),
+        (902, slurm.NOTHING, [3]),  # runs beside the driver
+        (1000, slurm.NOTHING, [1]),
+        (1900, slurm.NOTHING, [1]),
+    ]:
+        now[0], said[0] = seconds, listed
+        assert cluster.doing(begun) == listed
+        assert ends == []
+    now[0] = 1901
+    cluster.doing([1])
+    (error,) = ends
+    assert str(error).startswith("Snakemake waits for jobs (1), and SLURM has had none of this run for 15.0 min: the run ends.")
+
+
 def test_other_failures_are_shown(cluster):
     assert cluster.filter(failure(1))
     assert cluster.filter(event("", msg="Trying to restart job 1."))
