@@ -5,6 +5,7 @@ import yaml
 
 from pipeline import study as studies
 from pipeline.config import ROOT, merge, read_yaml, validate
+from pipeline.contents import Contents
 from pipeline.errors import InputError
 from pipeline.training.protocol import Protocol
 
@@ -167,3 +168,36 @@ def test_cohorts_that_extend_each_other_are_refused(settings, monkeypatch, tmp_p
     monkeypatch.setattr(studies.loading, "ROOT", tmp_path)
     with pytest.raises(InputError, match=r"b.yaml: extends no other cohort; found 'a'"):
         studies.load_study(settings, "a")
+
+
+@pytest.mark.parametrize("other", ["../cohorts/_tcga", "cohorts/demo", "/etc/passwd", "", ["demo"]])
+def test_what_a_cohort_extends_is_a_name_beside_it(settings, monkeypatch, tmp_path, other):
+    (tmp_path / "cohorts").mkdir()
+    (tmp_path / "cohorts" / "a.yaml").write_text(yaml.safe_dump({"extends": other}))
+    monkeypatch.setattr(studies.loading, "ROOT", tmp_path)
+    with pytest.raises(InputError, match=r"a.yaml: extends no other cohort; found ['\"]"):
+        studies.load_study(settings, "a")
+
+
+@pytest.mark.parametrize("file", ["a{fold:>1000000000}.tsv", "a{fold.__class__}.tsv", "a{fold!r}.tsv", "a{}.tsv", "a{fold.tsv"])
+def test_a_place_in_a_name_takes_a_number_and_nothing_else(settings, monkeypatch, tmp_path, file):
+    """Python's format would make a name of a gigabyte of the first."""
+    study = invented(settings, monkeypatch, tmp_path, splits={"scheme": "imported", "file": file})
+    with pytest.raises(InputError) as error:
+        studies.split_files(study)
+    assert str(error.value).startswith(f"{tmp_path}/cohorts/own.yaml: contains a placeholder other than {{fold}}; found '")
+
+
+def test_braces_in_paths_are_told_before_snakemake_takes_them_for_wildcards(settings, monkeypatch, tmp_path):
+    study = invented(settings, monkeypatch, tmp_path, slides={"folder": "scans {2021}"})
+    with pytest.raises(InputError, match=r"own.yaml: path with braces, which Snakemake takes for wildcards; found '.*scans \{2021\}'\."):
+        studies.slide_folder(study)
+    study["data_dir"] = "/data/{x}"
+    with pytest.raises(InputError, match=r"path with braces.*Rename or move it, or give a link to it\."):
+        studies.endpoint(study)
+
+
+def test_a_pattern_of_slides_that_is_absolute_is_told(settings, monkeypatch, tmp_path):
+    study = invented(settings, monkeypatch, tmp_path, slides={"folder": str(tmp_path), "pattern": "/data/*.svs"}, synthetic=False)
+    with pytest.raises(InputError, match=r"is no pattern of files .*; found '/data/\*.svs', expected a pattern below the folder, such as"):
+        studies.folder_listing(study, Contents())

@@ -16,6 +16,8 @@ from pipeline.models.interface import Inputs, SurvivalModel
 from pipeline.omics.scaling import Scaler
 
 TRAIN_AGAIN = "Delete the model's folds_*.tsv and run again: a fold whose files changed is trained again."
+ALWAYS = ("model", "fold", "seed", "failure")  # keys of model.yaml
+TRAINED = ("modalities", "time_bins", "inputs", "options", "columns", "scaling")  # of a fold that did not fail
 
 
 def save_fold(weights: Path, description: Path, model: SurvivalModel | None, facts: Mapping[str, Any]) -> None:
@@ -36,10 +38,10 @@ def inputs_to_dict(inputs: Inputs) -> dict[str, Any]:
 
 def load_fold(weights: Path, description: Path) -> tuple[SurvivalModel, dict[str, Scaler], dict[str, Any]]:
     """The trained model in eval mode, its scalers by modality, and the description. Raises `InputError` for a failed fold."""
-    facts = read_yaml(description)
+    facts = read_description(description)
+    if facts["failure"]:
+        raise InputError(f"the fold failed: {facts['failure']}", file=description)
     try:
-        if facts["failure"]:
-            raise InputError(f"the fold failed: {facts['failure']}", file=description)
         offered = facts["inputs"]
         groups = {name: tuple(sizes) for name, sizes in offered["groups"].items()}
         inputs = Inputs(offered["bags"], offered["vectors"], groups, offered["bins"])
@@ -53,6 +55,16 @@ def load_fold(weights: Path, description: Path) -> tuple[SurvivalModel, dict[str
         raise InputError(problem, file=description, remedy=TRAIN_AGAIN) from error
     load_weights(model, weights)
     return model.eval(), scaling, facts
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """``model.yaml`` of a fold. Raises `InputError` where it is no YAML, or a part of it is lacking."""
+    facts = read_yaml(path)
+    lacking = [key for key in (*ALWAYS, *(() if facts.get("failure") else TRAINED)) if key not in facts]
+    if lacking:
+        problem, expected = "is not the whole description of a fold", "the keys " + ", ".join(lacking)
+        raise InputError(problem, file=path, found=", ".join(facts), expected=expected, remedy=TRAIN_AGAIN)
+    return facts
 
 
 def load_weights(model: SurvivalModel, weights: Path) -> None:

@@ -16,12 +16,11 @@ import pandas as pd
 
 from pipeline.cohort.loader import MEMORY_MB, CohortData
 from pipeline.cohort.record import Bag, Patient
-from pipeline.config import read_yaml
 from pipeline.errors import InputError
 from pipeline.nn.hazards import risk_score
 from pipeline.seeds import seed_from
 from pipeline.tables import write_table
-from pipeline.training.artifacts import load_weights
+from pipeline.training.artifacts import load_weights, read_description
 from pipeline.training.dataset import RawData
 from pipeline.training.fold import Fold
 from pipeline.training.loop import Trainer
@@ -62,7 +61,7 @@ def predict_fold(settings: Mapping[str, Any], missing: Mapping[str, Any], folder
     What a model says of a patient depends on what is left of him alone, so that he is predicted once for each such remainder, not
     once a draw; patients of whom the same was taken go through the model together.
     """
-    trained = read_yaml(folder / "model.yaml")
+    trained = read_description(folder / "model.yaml")
     _, test = raw.sides(trained["fold"])
     rows = conditions(test, missing["scenarios"], missing["draws"], (settings["name"], settings["seed"], trained["fold"]))
     if trained["failure"]:
