@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+COMPARED = 20_000  # words that are compared with a wrong one: more of them take seconds
 
 
 class InputError(ValueError):
@@ -58,7 +60,7 @@ def _rebuild(problem: str, parts: dict[str, object]) -> InputError:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
-    match = get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    match = get_close_matches(str(word), list(islice(known, COMPARED)), n=1, cutoff=0.5)
     return f"Did you mean {match[0]!r}?" if match else ""
 
 

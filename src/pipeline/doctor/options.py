@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline import config as configuration
+from pipeline.plain_yaml import load_yaml
 
 
 def key_values(texts: Iterable[str]) -> dict[str, Any]:
@@ -27,6 +28,6 @@ def _pair(text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"--config {text}: expected KEY=VALUE")
     try:
-        return key, yaml.safe_load(value)
+        return key, load_yaml(value)
     except yaml.YAMLError as error:
         raise ValueError(f"--config {text}: {' '.join(str(error).split())}") from error

@@ -7,6 +7,8 @@ from pathlib import Path
 import requests
 import yaml
 
+from pipeline.config import read_yaml
+from pipeline.errors import InputError
 from pipeline.files import atomic, md5, sha256, write_text
 from pipeline.retrieve.arriving import PassingError, arriving
 from pipeline.retrieve.contents import damage
@@ -40,10 +42,9 @@ class Part:
 
     def _read_notes(self) -> dict[str, str | None]:
         try:
-            known = yaml.safe_load(self.notes.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            known = None
-        return known if isinstance(known, dict) else {}
+            return read_yaml(self.notes)
+        except (OSError, InputError):
+            return {}
 
     @property
     def provable(self) -> bool:

@@ -11,6 +11,8 @@ import pandas as pd
 import yaml
 
 from pipeline import tables
+from pipeline.config import read_yaml
+from pipeline.errors import InputError
 from pipeline.files import sha256, write_text
 
 ENDING = ".source.yaml"
@@ -33,9 +35,8 @@ def source_path(path: str | Path) -> Path:
 def read_source(path: str | Path) -> Source | None:
     """The source of a fetched file, or None where there is none that can be read."""
     try:
-        known = yaml.safe_load(source_path(path).read_text(encoding="utf-8"))
-        return Source(**known)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
+        return Source(**read_yaml(source_path(path)))
+    except (OSError, InputError, TypeError):
         return None
 
 
@@ -56,6 +57,9 @@ def list_sources(paths: Iterable[str | Path], table: str | Path) -> None:
     """Write file, bytes, sha256 and url (empty for a table that we made) of each path, from its source; sorted by file."""
     rows = []
     for path in sorted(map(Path, paths)):
-        known = yaml.safe_load(source_path(path).read_text(encoding="utf-8"))
+        known = read_yaml(source_path(path))
+        if not {"size", "sha256"} <= known.keys():
+            expected, remedy = "the keys size and sha256", f"Delete it and {path.name}, so that they are fetched again."
+            raise InputError("is no source of a file", file=source_path(path), found=", ".join(known), expected=expected, remedy=remedy)
         rows.append((path.name, known["size"], known["sha256"], known.get("url", "")))
     tables.write_table(pd.DataFrame(rows, columns=("file", "bytes", "sha256", "url")), table)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ROOT
 from pipeline.contents import Contents
 from pipeline.errors import InputError, nearest
+from pipeline.limits import MOST_CELLS, MOST_LINE
 from pipeline.placeholders import filled, without_braces
 
 
 def data_path(study: Mapping[str, Any], path: str) -> str:
     """A path of the cohort's file: absolute as it is, else relative to the study's `data_dir`. Raises `InputError` for braces in it."""
     remedy = "Rename or move it, or give a link to it."
-    return without_braces(path if Path(path).is_absolute() else str(Path(study["data_dir"]) / path), remedy, study["file"])
+    return without_braces(path if Path(path).is_absolute() else str(Path(study["data_dir"]) / path), remedy, study.get("file"))
 
 
 def kind(study: Mapping[str, Any]) -> str:
@@ -148,6 +151,12 @@ def named_files(table: str | Path, columns: Iterable[str], folder: Path) -> set[
     if not table.is_file():
         return set()
     opened = gzip.open if table.suffix == ".gz" else open
-    with opened(table, "rt", encoding="utf-8-sig", errors="replace", newline="") as handle:
-        rows = csv.DictReader(handle, delimiter="," if ".csv" in table.suffixes else "\t")
-        return {folder / row[column] for row in rows for column in columns if row.get(column)}
+    found: set[Path] = set()
+    try:
+        with opened(table, "rt", encoding="utf-8-sig", errors="replace", newline="") as handle:
+            lines = iter(lambda: handle.readline(MOST_LINE), "")
+            for row in islice(csv.DictReader(lines, delimiter="," if ".csv" in table.suffixes else "\t"), MOST_CELLS):
+                found |= {folder / row[column] for column in columns if row.get(column)}
+    except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error):
+        return found
+    return found

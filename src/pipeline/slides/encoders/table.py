@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import yaml
-
+from pipeline.config import read_yaml
 from pipeline.errors import InputError, nearest
 from pipeline.files import sha256
 from pipeline.slides.provenance import settings_digest
@@ -68,7 +67,7 @@ def encoder_spec(name: str, overrides: Mapping[str, Mapping[str, object]] | None
 
     Raises `InputError` for an unknown encoder, key or choice, with the nearest known one.
     """
-    entries = {**yaml.safe_load(Path(table).read_text(encoding="utf-8"))}
+    entries = read_yaml(table)
     for other, changes in (overrides or {}).items():
         entries[other] = {**entries.get(other, {}), **(changes or {})}
     if name not in entries:
