@@ -35,7 +35,7 @@ class Progress(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         event = str(getattr(record, "event", "") or "")
         if event == "job_started":
-            for job in record.jobs:
+            for job in self._stages.keys() & set(record.jobs):  # a group is told of as one job
                 self._started[job] = self._clock()
                 if stage := self._failed.pop(job, None):
                     self._again[stage] += 1

@@ -60,6 +60,7 @@ def test_a_failure_counts_until_the_job_is_tried_again():
 def test_jobs_of_a_group_have_no_start_and_lines_without_an_event_are_not_meant():
     run = Run({1: "evaluate", 2: "evaluate"})
     run(None)
+    run("job_started", jobs=["evaluations-1"])
     run("job_finished", job_id=1)
     run("job_finished", job_id=99)  # of a rerun that was not known at the beginning
     run.now = 5.0
