@@ -12,6 +12,7 @@ import pandas as pd
 from pipeline.errors import InputError
 from pipeline.files import matching
 from pipeline.identifiers import check_id, chunk_of
+from pipeline.machine import MachineError
 from pipeline.slides.dicom import read_header
 from pipeline.slides.filesets import MIRAX, series_of, slide_files
 from pipeline.slides.provenance import set_fingerprint
@@ -76,9 +77,16 @@ def read_slides(path: str | Path, folder: str | Path | None = None) -> pd.DataFr
 
 
 def read_chunk(path: str | Path, chunk: int, chunks: int, folder: str | Path) -> pd.DataFrame:
-    """The slides of one chunk of ``slides.tsv``, whose files lie below `folder`."""
+    """The slides of one chunk of ``slides.tsv``, whose files lie below `folder`.
+
+    Raises `MachineError` where the folder is absent or empty, and none of them lies elsewhere: its disk is not mounted.
+    """
     slides = read_slides(path, folder)
-    return slides[slides["slide_id"].map(lambda slide: chunk_of(slide, chunks)) == chunk].reset_index(drop=True)
+    slides = slides[slides["slide_id"].map(lambda slide: chunk_of(slide, chunks)) == chunk].reset_index(drop=True)
+    if len(slides) and not any(Path(slide).exists() for slide in slides["path"]) and not any(Path(folder).glob("*")):
+        remedy = "Mount it again, or correct `slides.folder` and `data_dir`."
+        raise MachineError("the folder of the slides is absent or empty", path=folder, remedy=remedy, everywhere=True)
+    return slides
 
 
 def _fingerprint(slide: Path, files: Callable[[Path], Sequence[Path]]) -> str:

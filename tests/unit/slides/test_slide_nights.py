@@ -12,7 +12,7 @@ from test_slide_stages import Stage
 from tests.support.bad_nights import SmallDisk, apart, obey_permissions, require_obedience
 
 from pipeline.machine import MachineError
-from pipeline.slides.listing import list_slides, read_slides, write_slides
+from pipeline.slides.listing import list_slides, read_chunk, read_slides, write_slides
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_disk_that_fills_at_every_moment_and_grows(tmp_path, slides, undisturb
 
         def grow() -> None:
             assert not [path for path in disk.folder.rglob("*") if ".tmp" in path.name]
-            size[0] = int(size[0] * 1.4)
+            size[0] = int(size[0] * 1.7)
             disk.resize(size[0])
 
         stage = Stage(disk.folder / "out", slides)
@@ -61,7 +61,7 @@ def test_a_disk_that_fills_at_every_moment_and_grows(tmp_path, slides, undisturb
     contents, problems, files = apart(work)
     assert contents == undisturbed
     assert set(problems) == {"the disk is full"}
-    assert len(files) >= 8
+    assert len(files) >= 5
     assert {Path(file).suffix for file in files} >= {".png", ".h5"}
 
 
@@ -128,6 +128,23 @@ def test_limits_of_a_process_stop_the_chunk_and_are_named(tmp_path, slides, undi
         return stage.contents(), told
 
     assert apart(work) == (undisturbed, problem)
+
+
+def test_a_folder_of_slides_that_is_not_mounted_fails_the_job_and_one_absent_slide_does_not(tmp_path):
+    """Slides that the workflow makes itself are listed without a fingerprint."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.svs").write_bytes(b"slide")
+    write_slides(list_slides(folder), tmp_path / "slides.tsv", folder, None)
+    (folder / "a.svs").unlink()
+    assert list(read_chunk(tmp_path / "slides.tsv", 0, 1, folder)["slide_id"]) == ["a", "b"]
+    (folder / "b.svs").unlink()
+    for _ in range(2):
+        with pytest.raises(MachineError, match=f"^{folder}: the folder of the slides is absent or empty. Mount it again"):
+            read_chunk(tmp_path / "slides.tsv", 0, 1, folder)
+        if folder.exists():
+            folder.rmdir()
 
 
 def test_a_folder_that_may_not_be_written_stops_the_chunk_at_its_first_slide(tmp_path, slides):
