@@ -47,7 +47,8 @@ or_stop(without_braces, workflow.basedir, "Move the folder of the workflow to a 
 shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(SRC)}; ")  # shell:
 CONFIG = Path(workflow.basedir) / "config/config.yaml"
 if workflow.is_main_process:
-    or_stop(check_config, CONFIG, sys.argv[1:])
+    for file in (CONFIG, *workflow.config_settings.configfiles):
+        or_stop(check_config, file, sys.argv[1:])
 
 
 configfile: str(CONFIG)
