@@ -17,7 +17,9 @@ import pandas as pd
 from pipeline import tables
 from pipeline.errors import InputError
 from pipeline.identifiers import check_id
+from pipeline.machine import Faults, MachineError
 from pipeline.retrieve.client import Client, UnreachableError
+from pipeline.retrieve.part import PassingError
 from pipeline.retrieve.source import write_origin
 
 log = logging.getLogger(__name__)
@@ -139,20 +141,24 @@ def download_slides(
     """Fetch the slides of one chunk of `manifest` into `folder`, one by one, and write `table` (`STATUS`), a row a slide.
 
     Chunks may run side by side. A slide that is there with its size and the MD5 noted in its ``.source.yaml`` is not read again. One
-    that cannot be had is a row with reason and remedy, and the others go on; when the server does not answer at all, the
-    job stops with that `InputError` and keeps what has come, parts of slides too.
+    that cannot be had (refused, or not what was stated) is a row with reason and remedy, and the others go on. So they do after a failure
+    that passes, and then `MachineError` is raised in place of the table; when the server does not answer at all, the job stops with that
+    `InputError`. What has come is kept, parts of slides too.
     """
     slides = read_manifest(manifest)
     slides = slides[[chunk_of(file_id, chunks) == chunk for file_id in slides["id"]]].sort_values("filename")
-    status = pd.DataFrame([_one(base, row, Path(folder), client) for row in slides.itertuples(index=False)], columns=STATUS)
+    faults = Faults("slides", len(slides))
+    rows = [_one(base, row, Path(folder), client, faults) for row in slides.itertuples(index=False)]
+    faults.check()
+    status = pd.DataFrame(rows, columns=STATUS)
     failed = int((status["status"] == "failed").sum())
     log.info("%d of %d slides are there, %d could not be had", len(status) - failed, len(status), failed)
     tables.write_table(status, table)
     return status
 
 
-def _one(base: str, slide: Any, folder: Path, client: Client) -> tuple[Any, ...]:
-    """The row of one slide."""
+def _one(base: str, slide: Any, folder: Path, client: Client, faults: Faults) -> tuple[Any, ...]:
+    """The row of one slide; what passes is noted in `faults`."""
     known = (slide.id, slide.filename, slide.patient_id)
     try:
         source = client.download(f"{base}/data/{slide.id}", folder / slide.filename, size=slide.size, digest=slide.md5)
@@ -160,6 +166,8 @@ def _one(base: str, slide: Any, folder: Path, client: Client) -> tuple[Any, ...]
         raise
     except InputError as error:
         log.warning("%s", error)
+        if isinstance(error.__cause__, PassingError):
+            faults.add(slide.filename, MachineError("the server did not give it", path=error.file, remedy=error.remedy))
         return (*known, "failed", error.reason, error.remedy, 0)
     return (*known, "ok", "", "", source.size)
 

@@ -9,6 +9,7 @@ from archive_server import Server, cut, silence, status
 
 from pipeline import tables
 from pipeline.errors import InputError
+from pipeline.machine import MachineError
 from pipeline.retrieve import gdc
 from pipeline.retrieve.client import Client, UnreachableError
 
@@ -201,6 +202,21 @@ def test_a_server_that_is_gone_stops_the_job_and_keeps_what_came(server: Server,
     with pytest.raises(UnreachableError):
         gdc.download_slides(server.url, manifest, tmp_path / "slides", tmp_path / "status.tsv", client)
     assert len(list((tmp_path / "slides").glob("*.svs"))) == 2
+    assert not (tmp_path / "status.tsv").exists()
+    server.faults.clear()
+    assert (gdc.download_slides(server.url, manifest, tmp_path / "slides", tmp_path / "status.tsv", client)["status"] == "ok").all()
+    assert len(server.asked(f"/data/{uuid(0)}")) == 1
+
+
+def test_a_server_that_fails_over_one_slide_for_a_night_fails_the_job_once_the_others_have_come(
+    server: Server, client: Client, manifest: Path, tmp_path: Path
+) -> None:
+    """The slide is no row: the next night it comes, and those that came are not asked for again."""
+    server.faults[f"/data/{uuid(2)}"] += [status(503)] * 9
+    with pytest.raises(MachineError, match=r"1 of 6 slides \(.*\.svs\): the server did not give it at .*/slides/.*\.svs") as raised:
+        gdc.download_slides(server.url, manifest, tmp_path / "slides", tmp_path / "status.tsv", client)
+    assert "Check the connection" in str(raised.value)
+    assert len(list((tmp_path / "slides").glob("*.svs"))) == 5
     assert not (tmp_path / "status.tsv").exists()
     server.faults.clear()
     assert (gdc.download_slides(server.url, manifest, tmp_path / "slides", tmp_path / "status.tsv", client)["status"] == "ok").all()
