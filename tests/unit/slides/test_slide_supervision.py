@@ -246,9 +246,9 @@ def test_a_slide_that_is_not_the_one_that_was_listed_is_no_row(tmp_path, change)
         paths[1].write_bytes(b"other")
     problem = "is gone since the slides were listed" if change == "gone" else "was changed since the slides were listed"
     with pytest.raises(MachineError, match=f"1 of 2 slides \\(b\\): {problem} at {paths[1]}"):
-        run_slides("tissue", slides, lambda row: {}, [], tmp_path / "m.tsv")
-    run_slides("tissue", slides.assign(fingerprint=[listed[0], float("nan")]), lambda row: {}, [], tmp_path / "m.tsv")
-    assert len(read_table(tmp_path / "m.tsv")) == 2
+        run_slides("tissue", slides, lambda row: {}, [], tmp_path / "out/m.tsv")
+    run_slides("tissue", slides.assign(fingerprint=[listed[0], float("nan")]), lambda row: {}, [], tmp_path / "out/m.tsv")
+    assert len(read_table(tmp_path / "out/m.tsv")) == 2
 
 
 def test_an_error_that_cannot_travel_keeps_its_words():
