@@ -9,7 +9,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-
 STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])  # optical density of haematoxylin and eosin in R, G, B
 LOW, HIGH = -0.25, 2.25  # range of densities that 8 bits span
 LEVELS = np.linspace(LOW, HIGH, 256)
