@@ -15,6 +15,7 @@ from shapely.ops import unary_union
 
 from pipeline.errors import InputError
 from pipeline.limits import check_pixels
+from pipeline.machine import MachineError
 from pipeline.slides.contours import polygonal, read_contours
 from pipeline.slides.signatures import check_directories, recognise
 from pipeline.slides.tissue import trace
@@ -49,13 +50,15 @@ class MaskSettings:
 def mask_file(slide_id: str, settings: MaskSettings) -> Path | None:
     """The file with the slide's tissue, None where there is none.
 
-    Raises `InputError` when there are two, when `required` and there is none, or when the folder is absent.
+    Raises `InputError` when there are two, or when `required` and there is none, and `MachineError` when the folder is absent or empty: its
+    disk is not mounted, and the tissue of all slides would be found in place of what was drawn.
     """
     if settings.folder is None:
         return None
     folder = Path(settings.folder)
-    if not folder.is_dir():
-        raise InputError("no such folder of masks", file=folder, remedy="Correct or remove `slides.masks.folder`.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        remedy = "Mount it again, or correct or remove `slides.masks.folder`."
+        raise MachineError("the folder of masks is absent or empty", path=folder, remedy=remedy, everywhere=True)
     stem = settings.name.replace("{slide_id}", slide_id)
     names = [stem] if Path(stem).suffix.lower() in (*CONTOURS, *IMAGES) else [stem + suffix for suffix in (*CONTOURS, *IMAGES)]
     found = [folder / name for name in names if (folder / name).is_file()]

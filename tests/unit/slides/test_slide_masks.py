@@ -11,6 +11,7 @@ from shapely.geometry import Point, Polygon, box, mapping
 from shapely.ops import unary_union
 
 from pipeline.errors import InputError
+from pipeline.machine import MachineError
 from pipeline.slides.contours import write_contours
 from pipeline.slides.masks import MaskSettings, mask_file, outside_tissue
 
@@ -171,6 +172,7 @@ def test_a_large_mask_is_shrunk_before_it_is_traced(tmp_path):
 
 
 def test_which_file_is_taken(tmp_path):
+    (tmp_path / "other.png").touch()
     assert mask_file("s", MaskSettings()) is None
     assert mask_file("s", MaskSettings(folder=tmp_path)) is None
     assert outside_tissue(tmp_path, "s", SIZE, MaskSettings()) is None
@@ -184,5 +186,7 @@ def test_which_file_is_taken(tmp_path):
     assert mask_file("s", MaskSettings(folder=tmp_path, name="{slide_id}.png")) == tmp_path / "s.png"
     with pytest.raises(InputError, match=r"slide t: has no mask; expected t.geojson or"):
         mask_file("t", MaskSettings(folder=tmp_path, required=True))
-    with pytest.raises(InputError, match="no such folder of masks"):
-        mask_file("s", MaskSettings(folder=tmp_path / "absent"))
+    (tmp_path / "empty").mkdir()
+    for folder in ("absent", "empty"):
+        with pytest.raises(MachineError, match=f"{folder}: the folder of masks is absent or empty. Mount it again"):
+            mask_file("s", MaskSettings(folder=tmp_path / folder))
