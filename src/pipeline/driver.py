@@ -51,6 +51,18 @@ class Driver:
             self._handle.close()
 
 
+def is_at_work(folder: Path) -> bool:
+    """Whether a driver holds the folder's `.snakemake` now; False where that cannot be known."""
+    try:
+        with open(folder / run.FILE, "rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def claim(folder: Path, host: str | None = None) -> Driver:
     """Hold the folder's `.snakemake` for this process, and remove the locks of a driver that was killed on this `host`.
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pipeline.driver import claim, end_local_orphans, end_orphans
+from pipeline.driver import claim, end_local_orphans, end_orphans, is_at_work
 from pipeline.errors import InputError
 from pipeline.jobs.run import DRIVER, FOLDER, TOKEN, Owner
 
@@ -35,6 +35,14 @@ def test_the_lock_of_a_dead_driver_of_this_machine_is_removed(folder):
     (folder / "locks/1.input.lock").touch()
     claim(folder, "login1").close()
     assert locks(folder) == 0
+
+
+def test_a_driver_is_at_work_until_it_leaves(folder):
+    assert not is_at_work(folder)
+    driver = claim(folder, "login1")
+    assert is_at_work(folder)
+    driver.close()
+    assert not is_at_work(folder)
 
 
 def test_a_second_driver_begins_nothing_and_a_third_takes_no_lock_of_the_second(folder):

@@ -16,7 +16,7 @@ sys.path.insert(0, SRC)  # this file and script:
 from pipeline import study as studies
 from pipeline.config import check_config, read_yaml, validate
 from pipeline.contents import Contents, Place, Source, by_content
-from pipeline.driver import claim
+from pipeline.driver import claim, is_at_work
 from pipeline.errors import InputError
 from pipeline.identifiers import chunk_of
 from pipeline.jobs import cores
@@ -84,6 +84,7 @@ def watch():
 SETTINGS = or_stop(validate, config, "config", "config/config.yaml or --config")
 COMMAND_LINE = or_stop(validate, workflow.config_settings.overwrite_config, "config", "--config", False)
 TORCH_ENV = f"../../envs/torch-{SETTINGS['torch']}.yaml"  # of slides, MRI and training
+ALONE = not is_at_work(Path(".snakemake"))  # no other driver finishes files here while this one looks at them
 if workflow.remote_exec:
     leave_driver()
     end_surely_on_sigterm()
@@ -277,8 +278,16 @@ def own_chunk(wildcards):
 
 
 def slide_folder(wildcards):
-    """Where the cohort's slides are; what is in it stands in their list."""
-    return Place(studies.slide_folder(study(wildcards.cohort)))
+    """Where the cohort's slides, or its features made elsewhere, are; what is in it stands in their list."""
+    made = or_stop(studies.made_features, study(wildcards.cohort))
+    return Place(made["folder"] if made else studies.slide_folder(study(wildcards.cohort)))
+
+
+def md5sums(wildcards):
+    """The cohort's list of checksums, by content, if it gives one."""
+    settings = study(wildcards.cohort)
+    listed = settings["slides"]["md5sums"]
+    return listed and Source(studies.data_path(settings, listed))
 
 
 @functools.cache

@@ -56,6 +56,7 @@ rule tissue:
         masks=compared(studies.masks),
         mask_listing=of_study(lambda s: studies.mask_listing(s, Source.contents)),
         drawn=drawn_contours,
+        md5sums=md5sums,
         check=setting("slides", "check_levels"),
         patience=setting("slides", "patience"),
         code=code("tissue"),
@@ -83,6 +84,7 @@ rule patches:
         folder=slide_folder,
         chunks=setting("slides", "chunks"),
         settings=setting("slides", "patches"),
+        masks=compared(studies.masks),
         patience=setting("slides", "patience"),
         code=code("patches"),
     script:

@@ -10,7 +10,6 @@ from pipeline.slides.tissue import TissueSettings
 
 with logged(snakemake.log[0]):
     p, manifest = snakemake.params, Path(snakemake.output[0])
-    md5sums = p.get("md5sums")
     tissue_chunk(
         read_chunk(snakemake.input.slides, int(snakemake.wildcards.chunk), p.chunks, p.folder),
         manifest.parent,
@@ -18,7 +17,7 @@ with logged(snakemake.log[0]):
         TissueSettings(**p.settings),
         quality=QualitySettings(**p.quality),
         masks=MaskSettings(**p.masks),
-        md5sums=md5sums and Md5Sums(md5sums, p.folder),
+        md5sums=p.md5sums and Md5Sums(p.md5sums, p.folder),
         default_mpp=p.mpp,
         check=p.check,
         patience=p.patience,
