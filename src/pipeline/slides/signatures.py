@@ -27,7 +27,7 @@ PIECES = (273, 279, 324, 325)  # TIFF tags: offsets and lengths of strips, of ti
 PIECE_TYPES = {3: "u2", 4: "u4", 16: "u8"}
 MAX_DIRECTORIES = 1_000  # of a TIFF: a scanner writes some dozens, a stack of planes some hundreds
 MAX_SIDE = 2**20  # pixels: a slide of 75 mm has 750,000 at 0.1 µm
-MAX_TILE = 2**26  # pixels of one tile, which is decoded as a whole
+MAX_TILE = 2**28  # pixels of one tile, which OpenSlide decodes as a whole: some files of Hamamatsu have one tile a level
 COPY_AGAIN = "Copy the file again from its source and compare size and checksum."
 UNPACK = "Unpack it and name the slide inside."
 DOWNLOAD = "Download the slide itself; the link or the login may have expired."
@@ -171,9 +171,11 @@ def _endless(path: str | Path, found: str, expected: str) -> InputError:
 
 
 def coded_size(stream: bytes) -> tuple[int, int] | None:
-    """Width and height that a JPEG, JPEG 2000 or WebP stream declares, asked before it is decoded; None where it does not tell."""
+    """Width and height that a JPEG, JPEG 2000, WebP or PNG stream declares, asked before it is decoded; None where it does not tell."""
     if stream[:4] == CODESTREAM or stream[:8] == BOXES:
         return max((_codestream_size(stream, at.start()) for at in re.finditer(CODESTREAM, stream)), key=math.prod, default=None)
+    if stream[:8] == b"\x89PNG\r\n\x1a\n":
+        return struct.unpack(">2I", stream[16:24].ljust(8, b"\0"))
     if stream[:4] == b"RIFF":
         return _webp_size(stream.ljust(32, b"\0"))
     at = 2

@@ -21,9 +21,14 @@ log = logging.getLogger(__name__)
 
 MAX_SEGMENT = 2**26  # pixels of one strip or tile: 192 MiB (our choice)
 SMALL_SEGMENT = 2**20  # pixels that any picture within a TIFF may have
-PLAIN = (*(COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS), COMPRESSION.ZSTD)
-PICTURES = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG, COMPRESSION.JPEG2000, COMPRESSION.WEBP)  # with a size of their own
-PICTURES += (COMPRESSION.APERIO_JP2000_YCBC, COMPRESSION.APERIO_JP2000_RGB, COMPRESSION.JPEG_2000_LOSSY)
+BOUNDED = {  # compressions that are decoded into as many bytes as a strip or tile has
+    COMPRESSION[name]
+    for name in ("NONE", "CCITTRLE", "CCITTFAX3", "CCITTFAX4", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD", "LZMA")
+}
+PICTURES = {  # those with a size of their own, which is asked first (`coded_size`)
+    COMPRESSION[name]
+    for name in ("OJPEG", "JPEG", "ALT_JPEG", "JPEG2000", "JPEG_2000_LOSSY", "APERIO_JP2000_YCBC", "APERIO_JP2000_RGB", "WEBP", "PNG")
+}
 CACHE_BYTES = 2**26  # of decoded strips and tiles a level
 MIN_SAMPLE, MAX_SAMPLE = 280, 281  # TIFF tags: the declared range of the samples
 UNITS = {2: "inch", 3: "centimeter"}
@@ -73,7 +78,7 @@ def _check(page: tifffile.TiffPage, tiff: tifffile.TiffFile, path: Path) -> None
 
     if page.dtype is None or page.dtype.kind not in "bu" or page.dtype.itemsize > 2:
         raise refuse(f"has samples of type {page.dtype}")
-    if page.compression not in {*PLAIN, *PICTURES}:
+    if page.compression not in BOUNDED | PICTURES:
         raise refuse(f"has {_name(page.compression)} compression")
     if page.photometric not in SAMPLES:
         raise refuse(f"has the colour space {_name(page.photometric)}")
