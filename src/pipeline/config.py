@@ -77,7 +77,10 @@ def _typed(value: Any, rule: Mapping[str, Any]) -> Any:
     wanted = rule.get("type", "string")
     number = "integer" in wanted and isinstance(value, str) and value.isascii() and value.isdigit()
     if isinstance(value, str) and (number or "string" not in wanted) and "enum" not in rule:
-        return load_yaml(value)
+        try:
+            return load_yaml(value)
+        except yaml.YAMLError:  # text it stays, which the schema refuses
+            return value
     return value
 
 

@@ -400,3 +400,18 @@ def test_a_pipe_a_socket_and_a_device_are_refused_before_they_are_opened(tmp_pat
         path.symlink_to("/dev/zero")
     found = {"pipe": "a named pipe", "socket": "a socket", "device": "a device"}[kind]
     assert f"is no regular file; found '{found}', expected a" in said(read, path, seconds=3)
+
+
+@pytest.mark.parametrize(("read", "name"), READERS, ids=lambda part: getattr(part, "__name__", part))
+def test_an_empty_file_a_folder_and_noise_are_input_errors(tmp_path, read, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / name).touch()
+    (tmp_path / "folder" / name).mkdir(parents=True)
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / name).write_bytes(np.random.default_rng(0).bytes(3000))
+    (tmp_path / "bom").mkdir()
+    (tmp_path / "bom" / name).write_bytes(b"\xef\xbb\xbf")
+    for kind in ("empty", "folder", "noise", "bom"):
+        with pytest.raises(InputError) as error:
+            read(tmp_path / kind / name)
+        assert str(tmp_path / kind / name) in str(error.value)

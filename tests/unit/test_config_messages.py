@@ -154,3 +154,8 @@ def test_reading_configuration_stays_cheap():
     for _ in range(5):
         read_yaml(text)
     assert time.process_time() - middle < 3 * (middle - begin) + 0.01
+
+
+def test_broken_yaml_on_the_command_line_is_told_by_its_key():
+    with pytest.raises(InputError, match=r"'slides' has an unusable value; found '\[', expected a value of type object"):
+        validate({"slides": "["}, "config", "--config")
