@@ -4,45 +4,74 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1]
 PACKAGE = __package__.partition(".")[0]
+TEMPLATE = ".j2"
 PLACES = {"ctx", "kind", "type_comment", "type_ignores"}  # fields of a syntax tree that say nothing more than its other nodes
 
 
 class Module:
     """One file of Python: what it imports from the package, and a digest of its syntax.
 
-    Comments, docstrings, blank lines and quotes make no difference. Data files of its own folder that it names (a template, say) count.
+    Comments, docstrings, blank lines and quotes make no difference. A template of its own folder that it names counts.
     """
 
     def __init__(self, file: Path, root: Path) -> None:
-        self._tree, self._file, self._root = ast.parse(file.read_bytes(), str(file)), file, root
-
-    @cached_property
-    def digest(self) -> str:
-        """Hex digits that change with what the code does."""
-        texts: list[str] = []
-        _spell(self._tree, texts)
-        digest = hashlib.sha256("\n".join(texts).encode())
-        for name in sorted({node.value for node in ast.walk(self._tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}):
-            if name.endswith(".j2") and (data := self._file.with_name(Path(name).name)).is_file():
-                digest.update(data.read_bytes())
-        return digest.hexdigest()
-
-    @cached_property
-    def names(self) -> frozenset[str]:
-        """All that the file imports, inside functions too, but for what type checkers alone see."""
-        return frozenset(_imported(self._tree))
+        reading = _Reading()
+        reading.spell(ast.parse(file.read_bytes(), str(file)), True)
+        digest = hashlib.sha256("\n".join(reading.texts).encode())
+        for name in sorted(reading.templates):
+            if (template := file.with_name(Path(name).name)).is_file():
+                digest.update(template.read_bytes())
+        self.digest = digest.hexdigest()  # changes with what the code does
+        self.names = frozenset(reading.names)  # all that the file imports, inside functions too, but for what type checkers alone see
+        self._root = root
 
     @cached_property
     def imports(self) -> frozenset[Path]:
-        """Files of the package among them; importing a module runs those of the packages around it."""
+        """Files of the package among `names`; importing a module runs those of the packages around it."""
         parts = [name.split(".") for name in self.names if name.partition(".")[0] == PACKAGE]
         return frozenset(file for name in parts for end in range(1, len(name) + 1) if (file := _source(self._root, name[:end])))
+
+
+class _Reading:
+    """One pass over a syntax tree: its nodes written out, the names it imports (a name out of a module may be a module), and templates."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.names: set[str] = set()
+        self.templates: set[str] = set()
+
+    def spell(self, node: ast.AST, runs: bool) -> None:
+        """Write the node out, fields that are empty left away: versions of Python differ in them. runs: not only type checkers see it."""
+        self.texts.append(type(node).__name__)
+        if runs and isinstance(node, ast.Import):
+            self.names |= {alias.name for alias in node.names}
+        elif runs and isinstance(node, ast.ImportFrom) and node.module:
+            self.names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(TEMPLATE):
+            self.templates.add(node.value)
+        for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if value is None or value == [] or name in PLACES:
+                continue
+            self.texts.append(name)
+            if isinstance(value, list):
+                body = name == "body"
+                for part in value[1:] if body and _is_docstring(value[0]) else value:
+                    self._part(part, runs and not (for_types and body))
+            else:
+                self._part(value, runs)
+
+    def _part(self, value: object, runs: bool) -> None:
+        if isinstance(value, ast.AST):
+            self.spell(value, runs)
+        else:
+            self.texts.append(repr(value))
 
 
 class Code:
@@ -114,39 +143,6 @@ def _source(root: Path, name: list[str]) -> Path | None:
     """The file of a module by the parts of its name; None for what is defined inside a module."""
     path = root.joinpath(*name)
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
-
-
-def _imported(tree: ast.AST) -> Iterator[str]:
-    """Names of `Module.names`; a name out of a module may be a module."""
-    todo = [tree]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            todo += node.orelse
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        todo += ast.iter_child_nodes(node)
-
-
-def _spell(node: ast.AST, texts: list[str]) -> None:
-    """Write the tree out, fields that are empty left away: versions of Python differ in them."""
-    texts.append(type(node).__name__)
-    for name in node._fields:
-        value = getattr(node, name, None)
-        if value is None or value == [] or name in PLACES:
-            continue
-        texts.append(name)
-        if isinstance(value, list):
-            for part in value[1:] if name == "body" and _is_docstring(value[0]) else value:
-                _spell(part, texts) if isinstance(part, ast.AST) else texts.append(repr(part))
-        elif isinstance(value, ast.AST):
-            _spell(value, texts)
-        else:
-            texts.append(repr(value))
 
 
 def _is_docstring(node: ast.AST) -> bool:
