@@ -45,6 +45,7 @@ def until_done(stage: Stage, mend) -> list[MachineError]:
     return met
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_at_every_moment_and_grows(tmp_path, slides, undisturbed):
     def work() -> tuple[dict[str, bytes], list[str], list[str]]:
         disk, size = SmallDisk(tmp_path / "disk", 8192), [8192]

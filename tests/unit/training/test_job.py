@@ -205,6 +205,7 @@ def test_a_modality_that_nobody_has_fails_the_folds_of_its_models_and_says_why(c
     assert set(read_table(tmp_path / "scenarios.tsv")["reason"]) == {"the fold failed: no patient of the cohort has features of slides."}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["memory", "disk"])
 def test_a_fold_that_lacks_memory_or_disk_is_no_result_and_is_told(cohort, whole, tmp_path, monkeypatch, fault):
     """The address space of the process is bounded once all is loaded; its files lie on a disk of 16 kB that then grows."""
