@@ -11,6 +11,7 @@ from synthetic_mri import affine, ball, write
 from tests.support.bad_nights import apart, obey_permissions, require_obedience
 
 from pipeline.cohort.bags import read_bags, read_rows
+from pipeline.contents import Contents
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.imaging.cases import gather_cases, mri_features
@@ -294,13 +295,13 @@ def test_a_bad_table_stops_with_row_and_column(tmp_path, text, message):
 
 
 def test_a_replaced_file_changes_the_digest_of_the_listing(cohort):
-    first = mri_listing({"manifest": cohort})
-    assert mri_listing({"manifest": cohort}) == first
+    first = mri_listing({"manifest": cohort}, Contents())
+    assert mri_listing({"manifest": cohort}, Contents()) == first
     path = cohort.parent / "p1" / "t2.nii.gz"
     path.write_bytes(path.read_bytes() + b"\0")
-    second = mri_listing({"manifest": cohort})
+    second = mri_listing({"manifest": cohort}, Contents())
     path.unlink()
-    assert len({first, second, mri_listing({"manifest": cohort})}) == 3
+    assert len({first, second, mri_listing({"manifest": cohort}, Contents())}) == 3
 
 
 def test_the_encoder_of_the_recipe_gives_1024_numbers_a_slice(cohort, tmp_path):
