@@ -17,6 +17,7 @@ from tests.support.bad_nights import SmallDisk, apart
 
 from pipeline.errors import InputError
 from pipeline.files import atomic, write_text
+from pipeline.jobs.run import SupersededError
 from pipeline.logs import logged
 from pipeline.machine import Faults, MachineError, machine_fault
 from pipeline.slides.features import write_features
@@ -153,6 +154,12 @@ def test_every_writer_tells_that_the_disk_is_full_and_leaves_nothing(tmp_path):
         return said
 
     assert apart(work) == {name: f"{tmp_path / 'disk' / name}: the disk is full." for name in WRITERS}
+
+
+def test_a_superseded_run_is_told_in_its_own_words_across_processes():
+    error = SupersededError(Path("/data/run"), "node1")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert machine_fault(error) is error
 
 
 def test_a_job_ends_with_the_message_and_without_a_traceback(tmp_path):

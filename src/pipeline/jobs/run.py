@@ -32,6 +32,10 @@ class SupersededError(MachineError):
     def __init__(self, folder: Path, host: str) -> None:
         super().__init__(f"this job belongs to a run that another one has superseded ({folder}, on {host})", everywhere=True)
         self.args = (f"{self.problem}: it writes nothing any more. Nothing is to be done: the newer run makes what is needed.",)
+        self._origin = folder, host
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self._origin
 
 
 class Owner(NamedTuple):
