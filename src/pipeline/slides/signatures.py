@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -128,9 +129,10 @@ def check_directories(path: str | Path) -> None:
         order, big = ("<" if head[:1] == b"I" else ">"), head[:4] in TIFF_HEADS[2:]
         count, entry, pointer = (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
         seen: dict[int, int] = {}
+        size = os.fstat(handle.fileno()).st_size
         try:
             (at,) = struct.unpack_from(pointer, head, 8 if big else 4)
-            while at:
+            while 0 < at < size:
                 if at in seen:
                     raise _endless(path, f"directory {len(seen)} leads back to directory {seen[at] + 1}", "each directory once")
                 seen[at] = len(seen)
@@ -138,7 +140,10 @@ def check_directories(path: str | Path) -> None:
                 planes = _sub_directories(_bytes(handle, at + struct.calcsize(count), min(entries, HEAD) * entry), order, big)
                 if len(seen) + planes > MAX_DIRECTORIES:
                     raise _endless(path, f"more than {MAX_DIRECTORIES:,}", f"at most {MAX_DIRECTORIES:,}")
-                (at,) = struct.unpack(pointer, _bytes(handle, at + struct.calcsize(count) + entries * entry, struct.calcsize(pointer)))
+                next_at = at + struct.calcsize(count) + entries * entry
+                if next_at >= size:
+                    return
+                (at,) = struct.unpack(pointer, _bytes(handle, next_at, struct.calcsize(pointer)))
         except (struct.error, OverflowError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

@@ -129,6 +129,7 @@ def test_a_truncated_scan_says_where_it_should_end(tmp_path, square_slide, kept)
 
 @given(kept=st.integers(0, 700), big=st.booleans(), place=st.integers(0, 700), byte=st.integers(0, 255))
 @example(kept=0, big=True, place=409, byte=128)  # a tile beyond any file
+@example(kept=0, big=True, place=21, byte=1)  # more entries than a file can have
 @settings(max_examples=80, deadline=None)
 def test_a_damaged_directory_is_refused_or_read_and_never_crashes(tmp_path_factory, kept, big, place, byte):
     path = tmp_path_factory.mktemp("damaged") / "s.tif"
