@@ -128,8 +128,12 @@ def drop_tables(model: Path, units: Iterable[Unit]) -> None:
 
 
 def _read_folds(table: Path) -> list[tuple[str, str]]:
-    """Folder and digest of the proof of each fold of a job."""
-    header, *rows = [tuple(line.split("\t")) for line in table.read_text(encoding="utf-8").splitlines()] or [()]
-    if header != ("folder", "proof"):
-        raise InputError("is no table of folds", file=table, found=" ".join(header), expected="folder and proof", remedy="Delete it.")
+    """Folder and digest of the proof of each fold of a job. Raises `InputError` for a table that is none, or was cut off."""
+    text = table.read_bytes().decode("utf-8", errors="replace")
+    header, *rows = [tuple(line.split("\t")) for line in text.splitlines()] or [()]
+    if header != ("folder", "proof") or any(len(row) != 2 for row in rows) or not text.endswith("\n"):
+        found = " ".join(header)[:80]
+        raise InputError(
+            "is no whole table of folds", file=table, found=found, expected="folder and proof", remedy="Delete it and run again."
+        )
     return rows

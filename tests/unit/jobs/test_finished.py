@@ -98,6 +98,13 @@ def test_a_fold_of_other_settings_and_a_file_that_changed_since_are_refused(tmp_
         fold_folders([tmp_path / "folds_0.tsv"])
 
 
+@pytest.mark.parametrize("content", [b"", b"fold\tproof\n", b"folder\tproof\nfold0", b"folder\tproof\nfold0\t12\tx\n", b"\xff\xfe\x00"])
+def test_a_table_that_is_none_or_was_cut_off_is_told(tmp_path, content):
+    (tmp_path / "folds_0.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=r"folds_0\.tsv: is no whole table of folds.*Delete it and run again"):
+        fold_folders([tmp_path / "folds_0.tsv"])
+
+
 def test_settings_of_folds_do_not_depend_on_where_tables_lie():
     settings = {"seed": 1, "tables": {"clinical": {"file": "/a/clinical.tsv", "columns": ["age"]}}}
     moved = {"seed": 1, "tables": {"clinical": {"file": "/b/clinical.tsv", "columns": ["age"]}}}
