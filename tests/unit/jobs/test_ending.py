@@ -20,9 +20,10 @@ def event(name: str, **fields: object) -> logging.LogRecord:
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A cluster whose handlers of signals are undone."""
+    """A cluster whose handlers of signals are undone; Ctrl-C is heeded, also where a shell runs the tests in the background."""
     monkeypatch.setenv("PATH", "/bin")
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield Cluster(tmp_path / "slurm", print)
     for number, handler in before.items():
         signal.signal(number, handler)
