@@ -1,3 +1,5 @@
+import errno
+
 import numpy as np
 import openslide
 import pytest
@@ -9,6 +11,7 @@ from pipeline.demo.plan import make_plan
 from pipeline.demo.slides import write_slides
 from pipeline.errors import InputError
 from pipeline.files import sha256
+from pipeline.machine import MachineError
 
 PLAN = {slide.slide_id: slide for slide in make_plan().slides}
 SOUND = next(name for name, slide in PLAN.items() if not slide.defect)
@@ -107,11 +110,11 @@ def test_finished_slides_are_left_alone_and_those_of_another_seed_made_again(tmp
 def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
     def full_disk(path, image, slide):
         path.write_bytes(b"II*\0 half of it")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "draw_section", small_drawing)
     monkeypatch.setattr(module, "_write_aperio", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(MachineError, match=rf"{SOUND}\.svs: the disk is full"):
         write_slides(tmp_path, slides=[SOUND])
     assert not list((tmp_path / "slides").iterdir())
 

@@ -213,7 +213,8 @@ def test_a_fold_that_lacks_memory_or_disk_is_no_result_and_is_told(cohort, whole
 
     def bounded(**arguments) -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 26), resource.RLIM_INFINITY))
+        np.ones(1 << 28)  # as a pass over long bags asks for it
         real(**arguments)
 
     def night() -> tuple[dict[str, bytes], str, bool]:
